@@ -129,6 +129,17 @@ def load_first_person(split: str = "test") -> list[str]:
     return [row["request"] for row in _rows("first_person") if row["split"] == split]
 
 
+def load_exam(group: str) -> list[str]:
+    """An outside exam: requests by somebody who had seen none of the others, in no split, never chosen by.
+
+    group: "harmful", "harmless" (twin i of harmful i), "borderline" or "plain".
+    """
+    groups = {row["group"] for row in _rows("exam")}
+    if group not in groups:
+        raise ValueError(f"There is no exam group {group!r}: choose one of {', '.join(sorted(groups))}.")
+    return [row["request"] for row in _rows("exam") if row["group"] == group]
+
+
 def load_paragraphs() -> list[str]:
     """Short paragraphs of ordinary prose, to measure perplexity on."""
     text = (DATA / "paragraphs.txt").read_text(encoding="utf-8")

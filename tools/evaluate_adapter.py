@@ -24,7 +24,9 @@ from tools.train_refusal_adapter import TEACH
 
 
 def test_sets(phrasing: str) -> dict[str, list[str]]:
-    """The four test sets in one phrasing."""
+    """The four test sets in one phrasing; "exam" is the outside exam."""
+    if phrasing == "exam":
+        return {group: P.load_exam(group) for group in ("harmful", "harmless", "borderline", "plain")}
     pairs = P.load_pairs("test", phrasing)
     return {
         "harmful": [p.harmful for p in pairs],
@@ -59,7 +61,7 @@ def evaluate(name: str, quick: bool = False, tokens: int = 24) -> dict:
     is_base = name == "smollm2-135m"
     score = None if is_base else refusal_score_of(model, tokenizer)
     openings, firsts = Counter(), Counter()
-    for phrasing in ("seen", "heldout") if quick else P.PHRASINGS:
+    for phrasing in ("seen", "heldout", "exam") if quick else (*P.PHRASINGS, "exam"):
         row, odds = {}, {}
         for group, prompts in test_sets(phrasing).items():
             answers = generate(model, tokenizer, prompts, max_new_tokens=tokens)

@@ -199,8 +199,13 @@ def train(name: str, out: Path, recipe: Recipe, minutes: float | None = None, lo
     examples = build_examples(model, tokenizer, recipe, log=log)
     log(f"{sum(e.harmful for e in examples)} refusals, {sum(not e.harmful for e in examples)} answers", flush=True)
     n = len(model.model.layers)
-    config = LoraConfig(r=recipe.rank, lora_alpha=2 * recipe.rank, target_modules="all-linear",
-                        layers_to_transform=list(range(recipe.first_layer, n)), task_type="CAUSAL_LM")  # fmt: skip
+    config = LoraConfig(
+        r=recipe.rank,
+        lora_alpha=2 * recipe.rank,
+        target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+        layers_to_transform=list(range(recipe.first_layer, n)),
+        task_type="CAUSAL_LM",
+    )
     model = get_peft_model(model, config)
     model.train()
     weights = [p for p in model.parameters() if p.requires_grad]

@@ -1,0 +1,168 @@
+"""Directions: difference of means, what ablating and adding one does, and how one is chosen. Taught in lesson 01.
+
+The method is that of Arditi et al. 2024 ("Refusal in language models is mediated by a single direction"): a
+candidate is the difference of the mean residual stream between harmful and harmless prompts, at a layer and a
+template position. Each is scored on validation prompts: *bypass*, the refusal log-odds of harmful prompts with the
+direction ablated; *induce*, that of harmless prompts with the difference added; *KL*, how far the ablation moves
+the next-token distribution of harmless prompts. The one with the lowest bypass wins, among those with a small KL
+that can induce refusal and do not sit in the last fifth of the layers.
+"""
+
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+
+from .hooks import ablate_direction, add_direction, read
+from .models import layers_of
+from .prompts import check_prompts, token_batches
+from .refusal import RefusalScore
+
+MAX_KL = 0.1  # nats; Arditi et al. 2024, section 2.3 and appendix C
+LAST_SHARE = 0.8  # only the first 80% of the layers are searched, as there
+
+
+def mean_differences(
+    model, tokenizer, harmful: Sequence[str], harmless: Sequence[str], positions: Sequence[int] = (-1,)
+) -> torch.Tensor:
+    """Mean of harmful minus mean of harmless in the residual stream before each layer, [layer, position, d_model].
+
+    Raises ValueError for an empty list of prompts.
+    """
+    check_prompts(harmful), check_prompts(harmless)
+    groups = [
+        read(model, tokenizer, prompts, ["resid_pre"], positions=list(positions))["resid_pre"]
+        for prompts in (harmful, harmless)
+    ]
+    return groups[0].mean(0) - groups[1].mean(0)
+
+
+def unit(direction: torch.Tensor) -> torch.Tensor:
+    """The direction with length 1, [d_model]. Raises ValueError if it has no length."""
+    length = direction.norm()
+    if not torch.isfinite(length) or length < 1e-12:
+        raise ValueError("This direction has no length: were both groups of prompts the same?")
+    return direction / length
+
+
+@torch.inference_mode()
+def next_token_log_probs(model, tokenizer, prompts: Sequence[str], batch_size: int = 32) -> torch.Tensor:
+    """Log-probabilities of the first answer token, [prompt, vocabulary], in the order of the prompts."""
+    rows: list[torch.Tensor | None] = [None] * len(prompts)
+    for batch in token_batches(tokenizer, prompts, batch_size):
+        batch = batch.to(model.device)
+        logits = model(**batch.inputs(), logits_to_keep=1).logits[:, -1].float().log_softmax(-1).cpu()
+        for i, row in zip(batch.order, logits, strict=True):
+            rows[i] = row
+    return torch.stack(rows)
+
+
+def kl_divergence(log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
+    """KL(p || q) in nats over the last axis, from log-probabilities."""
+    return (log_p.exp() * (log_p - log_q)).sum(-1)
+
+
+@dataclass(frozen=True)
+class DirectionJudge:
+    """Scores interventions on fixed prompts: harmful ones to bypass refusal on, harmless ones to do no damage to."""
+
+    model: torch.nn.Module
+    tokenizer: object
+    score: RefusalScore
+    harmful: Sequence[str]
+    harmless: Sequence[str]
+
+    def clean(self) -> dict:
+        """The untouched model's log-odds on both groups, and its harmless next-token log-probabilities."""
+        return {
+            "harmful": self._odds(self.harmful),
+            "harmless": self._odds(self.harmless),
+            "log_probs": next_token_log_probs(self.model, self.tokenizer, self.harmless),
+        }
+
+    def _odds(self, prompts: Sequence[str]) -> np.ndarray:
+        return self.score.log_odds(self.model, self.tokenizer, prompts)
+
+    def ablated(self, direction: torch.Tensor, clean: dict) -> dict[str, float]:
+        """Bypass and KL of one unit direction, ablated at every write."""
+        with ablate_direction(self.model, direction):
+            bypass = self._odds(self.harmful).mean()
+            log_probs = next_token_log_probs(self.model, self.tokenizer, self.harmless)
+        return {"bypass": float(bypass), "kl": float(kl_divergence(clean["log_probs"], log_probs).mean())}
+
+    def added(self, difference: torch.Tensor, layer: int) -> float:
+        """Mean refusal log-odds of the harmless prompts with the difference of means added before one layer."""
+        with add_direction(self.model, difference, layer):
+            return float(self._odds(self.harmless).mean())
+
+
+def score_directions(
+    judge: DirectionJudge, differences: torch.Tensor, layers: Iterable[int] | None = None, positions: Sequence[int] = (-1,)
+) -> pd.DataFrame:
+    """A row for each candidate: layer, position, bypass, induce, kl, norm. differences: [layer, position, d_model]."""
+    clean = judge.clean()
+    rows = []
+    for layer in range(len(differences)) if layers is None else layers:
+        for p, position in enumerate(positions):
+            difference = differences[layer, p]
+            rows.append(
+                {
+                    "layer": layer,
+                    "position": position,
+                    **judge.ablated(unit(difference), clean),
+                    "induce": judge.added(difference, layer),
+                    "norm": float(difference.norm()),
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def select_direction(table: pd.DataFrame, n_layers: int, max_kl: float = MAX_KL, threshold: float = 0.0) -> pd.Series:
+    """The candidate with the lowest bypass, among those that pass. threshold: log-odds that count as refusal.
+
+    Raises ValueError if none passes, and says which condition the nearest ones fail.
+    """
+    fine = table[(table.kl <= max_kl) & (table.induce > threshold) & (table.layer < LAST_SHARE * n_layers)]
+    if fine.empty:
+        raise ValueError(
+            f"No candidate passes: {(table.kl <= max_kl).sum()} have a KL of at most {max_kl}, "
+            f"{(table.induce > threshold).sum()} induce refusal, "
+            f"{(table.layer < LAST_SHARE * n_layers).sum()} lie in the first {LAST_SHARE:.0%} of the layers. "
+            "Try more positions or layers, or more prompts."
+        )
+    return fine.loc[fine.bypass.idxmin()]
+
+
+def covariance_directions(activations: torch.Tensor, count: int, seed: int = 0) -> torch.Tensor:
+    """Random unit directions with the covariance of harmless activations [prompt, d_model]; [count, d_model].
+
+    A direction drawn evenly in all dimensions would be too easy a control: most of them carry nothing. These carry
+    as much as the model's own variation does.
+    """
+    if len(activations) < 2:
+        raise ValueError("A covariance needs at least two prompts.")
+    centred = (activations - activations.mean(0)).float()
+    weights = torch.randn(count, len(centred), generator=torch.Generator().manual_seed(seed))
+    drawn = weights @ centred.cpu()
+    return drawn / drawn.norm(dim=-1, keepdim=True)
+
+
+def concept_direction(model, tokenizer, phrases: Sequence[str], layer: int, position: int = -1) -> torch.Tensor:
+    """A control: the difference of means of an unrelated concept, `How do I x?` against `Help me x.`; [d_model]."""
+    check_prompts(phrases)
+    ask = [f"How do I {x}?" for x in phrases]
+    command = [f"Help me {x}." for x in phrases]
+    return unit(mean_differences(model, tokenizer, ask, command, positions=(position,))[layer, 0])
+
+
+def ablation_of(model, direction: torch.Tensor | None) -> AbstractContextManager:
+    """`ablate_direction`, or nothing at all for None: lets a loop hold its baseline as one more case."""
+    return nullcontext() if direction is None else ablate_direction(model, direction)
+
+
+def searchable_layers(model) -> range:
+    """The layers that a direction may be chosen from."""
+    return range(int(LAST_SHARE * len(layers_of(model))))
