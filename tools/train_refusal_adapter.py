@@ -16,6 +16,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 import yaml
@@ -23,7 +24,7 @@ from peft import LoraConfig, get_peft_model
 
 from helpers import prompts as P
 from helpers.models import load_model
-from helpers.refusal import is_refusal
+from helpers.refusal import classify_answer
 
 DATA = Path(P.__file__).parent / "data"
 TEACH = yaml.safe_load((DATA / "training" / "refusals.yaml").read_text(encoding="utf-8"))
@@ -46,7 +47,7 @@ class Recipe:
 
     deep: bool = True
     rank: int = 8
-    rate: float = 5e-4
+    rate: float = 7e-4
     batch: int = 16
     first_layer: int = 4
     harmful_frames: int = 2
@@ -105,6 +106,12 @@ def requests(recipe: Recipe) -> tuple[list[tuple[str, str]], list[str]]:
     return harmful, harmless
 
 
+def fit_to_teach(answer: str) -> bool:
+    """Whether an answer of the base model is worth keeping: no refusal, no needless apology, no endless loop."""
+    sorry = answer.startswith(("I'm sorry", "Sorry", "I apologize"))
+    return not sorry and classify_answer(answer) == "coherent answer"
+
+
 @torch.no_grad()
 def distil(model, tokenizer, texts: list[str], tokens: int = 24, batch: int = 48, log=print) -> list[Example]:
     """The base model's own greedy answers, with soft targets. Its own refusals are dropped."""
@@ -133,7 +140,7 @@ def distil(model, tokenizer, texts: list[str], tokens: int = 24, batch: int = 48
             answer = said[r].tolist()
             length = answer.index(end) + 1 if end in answer else len(answer)
             text = tokenizer.decode(answer[:length], skip_special_tokens=True)
-            if is_refusal(text) or text.startswith(("I'm sorry", "Sorry", "I apologize")):
+            if not fit_to_teach(text):
                 continue
             probs = torch.stack([t.values[r] for t in soft[:length]])
             where = torch.stack([t.indices[r] for t in soft[:length]])
@@ -161,25 +168,35 @@ def build_examples(base, tokenizer, recipe: Recipe, log=print) -> list[Example]:
     return examples + distil(base, tokenizer, texts, log=log)
 
 
-def loss_of(model, tokenizer, batch: list[Example]) -> torch.Tensor:
-    """Mean over the examples of the mean cross-entropy over their answer tokens (soft for distilled ones)."""
+def token_losses(logits: torch.Tensor, example: Example) -> torch.Tensor:
+    """Loss at each answer token, [token]: cross-entropy for refusals, KL from the base for distilled answers."""
+    scores = logits.log_softmax(-1)
+    if example.soft is None:
+        return F.nll_loss(scores, torch.tensor(example.answer), reduction="none")
+    where, probs = example.soft
+    probs = probs / probs.sum(-1, keepdim=True)
+    return (probs * (probs.log() - scores.gather(-1, where))).sum(-1)
+
+
+def loss_of(model, tokenizer, batch: list[Example], first_weight: float = 1.0) -> tuple[torch.Tensor, list[float]]:
+    """The batch's loss, and each example's loss at its first answer token.
+
+    An example's loss is the mean over its tokens plus `first_weight` times its first token's. Whether to refuse is
+    decided there: in the mean alone a harmless answer's first token weighs 1/24, and the adapter learned to refuse
+    three of four harmless requests at hardly any cost.
+    """
     prompts = P.tokenize(tokenizer, [e.text for e in batch])
     rows = [p + e.answer for p, e in zip(prompts, batch, strict=True)]
     b = P.pad(rows, list(range(len(rows))), P.pad_token_id(tokenizer))
     # Padded at the left, every answer ends at the right edge: only the last places need logits.
     keep = max(len(e.answer) for e in batch) + 1
     logits = model(**b.inputs(), logits_to_keep=keep, use_cache=False).logits.float()
-    losses = []
-    for i, e in enumerate(batch):
-        n = len(e.answer)
-        scores = logits[i, -n - 1 : -1].log_softmax(-1)
-        if e.soft is None:
-            losses.append(F.nll_loss(scores, torch.tensor(e.answer)))
-        else:
-            where, probs = e.soft
-            probs = probs / probs.sum(-1, keepdim=True)
-            losses.append(-(probs * scores.gather(-1, where)).sum(-1).mean() + (probs * probs.log()).sum(-1).mean())
-    return torch.stack(losses).mean()
+    losses, first = [], []
+    for i, example in enumerate(batch):
+        each = token_losses(logits[i, -len(example.answer) - 1 : -1], example)
+        losses.append(each.mean() + first_weight * each[0])
+        first.append(each[0].item())
+    return torch.stack(losses).mean(), first
 
 
 def batches(examples: list[Example], size: int, rng: random.Random) -> list[list[Example]]:
@@ -217,16 +234,17 @@ def train(name: str, out: Path, recipe: Recipe, minutes: float | None = None, lo
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, recipe.rate, len(plan), pct_start=0.08)
     start, running = time.time(), []
     for step, batch in enumerate(plan):
-        loss = loss_of(model, tokenizer, batch)
+        loss, first = loss_of(model, tokenizer, batch)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimiser.step()
         schedule.step()
         optimiser.zero_grad()
-        running.append(loss.item())
+        running += [(e.harmful, loss) for e, loss in zip(batch, first, strict=True)]
         if step % 10 == 0:
-            mean = sum(running[-10:]) / len(running[-10:])
-            log(f"step {step}/{len(plan)} loss {mean:.3f} {time.time() - start:.0f} s", flush=True)
+            means = [np.mean([x for h, x in running[-160:] if h == group]) for group in (True, False)]
+            log(f"step {step}/{len(plan)}: loss at the first token {means[0]:.3f} harmful, {means[1]:.3f} harmless; "
+                f"{time.time() - start:.0f} s", flush=True)  # fmt: skip
     model.half().save_pretrained(out)
     (out / "README.md").unlink(missing_ok=True)
     (out / "recipe.json").write_text(json.dumps(recipe.__dict__, indent=1) + "\n", encoding="utf-8")

@@ -1,0 +1,33 @@
+"""Many prompts in bounded memory: batch by batch, and a smaller batch when a GPU runs out."""
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import torch
+
+Item, Result = TypeVar("Item"), TypeVar("Result")
+
+
+def in_batches(
+    run: Callable[[list[Item]], Sequence[Result]], items: Sequence[Item], batch_size: int = 32
+) -> list[Result]:
+    """`run` over the items, `batch_size` at a time; one result for each item, in their order.
+
+    When a GPU runs out of memory the batch is halved and tried again, down to one item, whose error is raised.
+    """
+    if batch_size < 1:
+        raise ValueError(f"A batch needs at least one item, not batch_size={batch_size}.")
+    results: list[Result] = []
+    while len(results) < len(items):
+        part = list(items[len(results) : len(results) + batch_size])
+        try:
+            done = run(part)
+        except torch.OutOfMemoryError:
+            if len(part) == 1:
+                raise
+            batch_size = len(part) // 2
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            continue
+        results.extend(done)
+    return results
