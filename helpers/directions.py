@@ -100,7 +100,10 @@ class DirectionJudge:
 
 
 def score_directions(
-    judge: DirectionJudge, differences: torch.Tensor, layers: Iterable[int] | None = None, positions: Sequence[int] = (-1,)
+    judge: DirectionJudge,
+    differences: torch.Tensor,
+    layers: Iterable[int] | None = None,
+    positions: Sequence[int] = (-1,),
 ) -> pd.DataFrame:
     """A row for each candidate: layer, position, bypass, induce, kl, norm. differences: [layer, position, d_model]."""
     clean = judge.clean()

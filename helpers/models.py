@@ -45,6 +45,7 @@ def load_model(name: str = "smollm2-135m-refusal", device=None, dtype: torch.dty
     if name in BUNDLED:
         model, tokenizer = _load_bundled(BUNDLED[name])
         model.to(device=device, dtype=dtype)
+        model.course_name = name  # the refusal score that ships with it is found by this
     else:
         model, tokenizer = _load_any(name, dtype, "auto" if spread else None)
         if not spread:

@@ -56,9 +56,7 @@ def lines_with_band(
     with style():
         if band:
             name, low, high = band
-            ax.fill_between(
-                x, low, high, facecolor="#E4E4E4", edgecolor="#AAAAAA", hatch="..", linewidth=0, label=name
-            )
+            ax.fill_between(x, low, high, facecolor="#E4E4E4", edgecolor="#AAAAAA", hatch="..", linewidth=0, label=name)
         for place, (name, (middle, *interval)) in enumerate(series.items()):
             color = (colors or {}).get(name, PALETTE[place % len(PALETTE)])
             cue = {"marker": MARKERS[place % len(MARKERS)], "linestyle": DASHES[place % len(DASHES)]}
@@ -89,7 +87,7 @@ def bars(
     groups = values if isinstance(values, Mapping) else {"": values}
     limits = intervals if isinstance(intervals, Mapping) else {"": intervals} if intervals is not None else {}
     places, width = np.arange(len(labels)), 0.8 / len(groups)
-    fig, ax = figure()
+    fig, ax = figure(size=(min(10, max(3.6, 1.4 + 0.55 * len(labels) * (len(groups) + 1))), 3.8))
     with style():
         for order, (name, row) in enumerate(groups.items()):
             at = places + (order - (len(groups) - 1) / 2) * width
@@ -100,9 +98,7 @@ def bars(
             ax.bar(at, row, width * 0.92, color=color, hatch=hatch, edgecolor=edge, linewidth=0.8, label=name)
             if name in limits:
                 low, high = (np.asarray(limit, dtype=float) for limit in limits[name])
-                ax.errorbar(
-                    at, row, [row - low, high - row], fmt="none", ecolor="#222222", capsize=3, linewidth=1.3
-                )
+                ax.errorbar(at, row, [row - low, high - row], fmt="none", ecolor="#222222", capsize=3, linewidth=1.3)
                 tops = high
             for x, value, top in zip(at, row, tops, strict=True):
                 text = "-" if np.isnan(value) else fmt.format(value)
@@ -138,7 +134,8 @@ def heatmap(
 ) -> Figure:
     """A map of `values` [rows, columns], row 0 at the bottom; with `center`, in diverging colours.
 
-    The second cue: numbers in the cells (`fmt`, by itself for up to 120 cells), and a white and black frame
+    The second cue: numbers in the cells (`fmt`, by itself for up to 120 cells), else a minus in cells well below
+    `center`; and a white and black frame
     around each `(row, column)` in `marked`.
     """
     values = np.asarray(values, dtype=float)
@@ -161,10 +158,12 @@ def heatmap(
             rotation=90 if xticks and max(map(len, map(str, xticks))) > 3 else 0,
         )
         _ticks(ax.set_yticks, rows, yticks)
-        if fmt or values.size <= 120:
-            for (row, column), value in np.ndenumerate(values):
-                text = "" if np.isnan(value) else (fmt or "{:.2g}").format(value)
-                ax.text(column, row, text, ha="center", va="center", size=8, color=_ink(image, value))
+        numbers = fmt or ("{:.2g}" if values.size <= 120 else None)
+        for (row, column), value in np.ndenumerate(values):
+            text = "" if np.isnan(value) or not numbers else numbers.format(value)
+            if center is not None and not numbers and value < center - (high - center) / 4:
+                text = "\u2212"  # in grey both ends of a diverging map are dark
+            ax.text(column, row, text, ha="center", va="center", size=8, color=_ink(image, value))
         for row, column in marked:
             for color, width in (("black", 4.0), ("white", 1.6)):
                 ax.add_patch(plt.Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, ec=color, lw=width))
@@ -196,14 +195,10 @@ def logit_lens_grid(
         for (row, column), value in np.ndenumerate(probabilities):
             weight = "bold" if value > 0.5 else "normal"
             token = visible(tokens[row][column], 9)
-            ax.text(
-                column, row, token, ha="center", va="center", size=8, weight=weight, color=_ink(image, value)
-            )
+            ax.text(column, row, token, ha="center", va="center", size=8, weight=weight, color=_ink(image, value))
         for row, column in marked:
             ax.add_patch(plt.Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, ec=VERMILION, lw=2.5))
-        ax.set_xticks(
-            range(columns), [visible(token, 11) for token in positions], rotation=45, ha="right", size=9
-        )
+        ax.set_xticks(range(columns), [visible(token, 11) for token in positions], rotation=45, ha="right", size=9)
         ax.set_yticks(range(rows), layers, size=8)
         _finish(ax, "token at this position", "layer", title, None, grid=False)
     return fig
@@ -257,9 +252,7 @@ def visible(token: str, longest: int = 12) -> str:
     return text if len(text) <= longest else text[: longest - 1] + "…"
 
 
-def _finish(
-    ax, xlabel: str, ylabel: str, title: str, ylim: tuple[float, float] | None, grid: bool = True
-) -> None:
+def _finish(ax, xlabel: str, ylabel: str, title: str, ylim: tuple[float, float] | None, grid: bool = True) -> None:
     ax.set(xlabel=xlabel, ylabel=ylabel, title=title)
     if grid:
         ax.grid(axis="y", linestyle="-")

@@ -7,9 +7,11 @@ Fast and graded, but it sees the beginning only. Lesson 00 shows how each one fa
 by side. Openings and threshold are found on the validation split (`find_refusal_score`).
 """
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -166,7 +168,8 @@ def find_refusal_score(model, tokenizer, harmful: Sequence[str], harmless: Seque
         raise ValueError("This model refuses none of these harmful prompts, so its refusal openings cannot be found.")
     ids = tokenizer(said, add_special_tokens=False)["input_ids"]
     openings = find_openings(
-        [t for t, r in zip(ids, refused, strict=True) if r], [t for t, r in zip(ids, refused, strict=True) if not r]
+        [t for t, r in zip(ids, refused, strict=True) if r],
+        [t for t, r in zip(ids, refused, strict=True) if not r],
     )
     score = RefusalScore(openings)
     odds = score.log_odds(model, tokenizer, [*harmful, *harmless])
@@ -186,15 +189,28 @@ def best_threshold(scores: np.ndarray, labels: np.ndarray) -> float:
     return float((low + high) / 2)
 
 
+SHIPPED = Path(__file__).parent / "data" / "adapters" / "scores.json"
 _scores: WeakKeyDictionary = WeakKeyDictionary()
 
 
+def shipped_score(name: str) -> RefusalScore | None:
+    """The score that was found for a bundled model, if one ships; the base is scored with its tuned sibling's."""
+    if not SHIPPED.exists():
+        return None
+    scores = json.loads(SHIPPED.read_text(encoding="utf-8"))
+    found = scores.get(name) or scores.get("smollm2-135m-refusal")
+    return found and RefusalScore(tuple(map(tuple, found["openings"])), found["threshold"])
+
+
 def refusal_score_of(model, tokenizer) -> RefusalScore:
-    """This model's refusal score, found once on the validation split and remembered."""
+    """This model's refusal score, found once on the validation split and remembered (it ships with our own models)."""
     if model not in _scores:
-        pairs = load_pairs("validation")
-        harmless = [p.harmless for p in pairs] + load_first_person("validation")
-        _scores[model] = find_refusal_score(model, tokenizer, [p.harmful for p in pairs], harmless)
+        shipped = shipped_score(model.course_name) if hasattr(model, "course_name") else None
+        if shipped is None:
+            pairs = load_pairs("validation")
+            harmless = [p.harmless for p in pairs] + load_first_person("validation")
+            shipped = find_refusal_score(model, tokenizer, [p.harmful for p in pairs], harmless)
+        _scores[model] = shipped
     return _scores[model]
 
 

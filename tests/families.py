@@ -3,8 +3,17 @@
 import torch
 import transformers as T
 
-SMALL = dict(vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4,
-             num_key_value_heads=2, max_position_embeddings=64, initializer_range=0.2, pad_token_id=0)  # fmt: skip
+SMALL = dict(
+    vocab_size=64,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    max_position_embeddings=64,
+    initializer_range=0.2,
+    pad_token_id=0,
+)
 
 CONFIGS = {
     "llama": lambda: T.LlamaConfig(**SMALL),
@@ -17,8 +26,9 @@ CONFIGS = {
     "phi3": lambda: T.Phi3Config(**SMALL),
     "olmo2": lambda: T.Olmo2Config(**SMALL),
     "gpt_neox": lambda: T.GPTNeoXConfig(**{k: v for k, v in SMALL.items() if k != "num_key_value_heads"}),
-    "gpt2": lambda: T.GPT2Config(vocab_size=64, n_embd=32, n_layer=3, n_head=4, n_positions=64, n_inner=48,
-                                 initializer_range=0.2),  # fmt: skip
+    "gpt2": lambda: T.GPT2Config(
+        vocab_size=64, n_embd=32, n_layer=3, n_head=4, n_positions=64, n_inner=48, initializer_range=0.2
+    ),
 }
 
 

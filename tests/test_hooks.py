@@ -95,6 +95,7 @@ def test_a_patch_reaches_only_its_positions_and_channels(llama):
 def test_hooks_come_off_after_errors_and_interrupts(llama):
     clean = run(llama)
     for error in (RuntimeError, KeyboardInterrupt):
+
         def fail(x, error=error):
             raise error
 
@@ -134,7 +135,9 @@ def test_reading_many_prompts_equals_reading_each_alone(family, side):
     model, tokenizer = tiny(family), CharTokenizer()
     prompts = ["short", "a rather longer prompt", "mid length", "x"]
     positions = [-1, -3, 0]
-    together = H.read(model, tokenizer, prompts, ["neurons", "resid_post"], positions=positions, batch_size=3, side=side)
+    together = H.read(
+        model, tokenizer, prompts, ["neurons", "resid_post"], positions=positions, batch_size=3, side=side
+    )
     for i, prompt in enumerate(prompts):
         ids = torch.tensor(tokenizer([f"^{prompt}$"])["input_ids"])
         with H.record(model, ["neurons", "resid_post"]) as seen:
@@ -183,9 +186,13 @@ def test_adding_a_direction_shifts_the_stream_at_its_layer(llama):
 
 @pytest.mark.parametrize(
     ("direction", "message"),
-    [(torch.ones(32), "length 1, this one has 5.657"), (torch.ones(48), r"shape \(32,\)"), ([1.0], "not list"),
-     (torch.full((32,), float("nan")), "not finite")],
-)  # fmt: skip
+    [
+        (torch.ones(32), "length 1, this one has 5.657"),
+        (torch.ones(48), r"shape \(32,\)"),
+        ([1.0], "not list"),
+        (torch.full((32,), float("nan")), "not finite"),
+    ],
+)
 def test_bad_directions_are_refused(llama, direction, message):
     with pytest.raises(ValueError, match=message), H.ablate_direction(llama, direction):
         pass

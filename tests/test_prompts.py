@@ -61,10 +61,12 @@ def test_both_members_of_a_pair_share_their_frame():
     for pair in P.load_pairs("test"):
         frames = [f.split("{x}") for f in P.phrasings("seen")]
         assert any(
-            pair.harmful.startswith(a) and pair.harmful.endswith(b)
-            and pair.harmless.startswith(a) and pair.harmless.endswith(b)
+            pair.harmful.startswith(a)
+            and pair.harmful.endswith(b)
+            and pair.harmless.startswith(a)
+            and pair.harmless.endswith(b)
             for a, b in frames
-        )  # fmt: skip
+        )
 
 
 def test_half_of_the_pairs_have_the_same_number_of_tokens(tokenizer):
@@ -87,7 +89,13 @@ def test_kinds_can_be_chosen_and_unknown_names_are_refused():
 
 @pytest.mark.parametrize(
     ("bad", "message"),
-    [([], "empty"), ("one", "Give a list"), (["a", ""], "Prompt 1"), (["a", None], "Prompt 1"), ([3], "Prompt 0")],
+    [
+        ([], "empty"),
+        ("one", "Give a list"),
+        (["a", ""], "Prompt 1"),
+        (["a", None], "Prompt 1"),
+        ([3], "Prompt 0"),
+    ],
 )
 def test_bad_prompts_are_refused_with_a_sentence(bad, message):
     with pytest.raises(ValueError, match=message):

@@ -137,6 +137,7 @@ def execute(notebook: nbformat.NotebookNode, source: Path) -> None:
             kernel_name="python3",
             record_timing=False,
             store_widget_state=False,
+            extra_arguments=["--IPKernelApp.log_level=ERROR"],  # or it warns about open ports
             resources={"metadata": {"path": folder}},
             on_cell_execute=progress,
         ).execute()

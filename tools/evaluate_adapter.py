@@ -67,8 +67,13 @@ def evaluate(name: str, quick: bool = False, tokens: int = 24) -> dict:
             answers = generate(model, tokenizer, prompts, max_new_tokens=tokens)
             refused = np.array([is_refusal(a) for a in answers])
             low, high = bootstrap_interval(refused)
-            row[group] = {"n": len(prompts), "refused": refused.mean(), "low": low, "high": high,
-                          "broken": np.mean([classify_answer(a) == "broken" for a in answers])}  # fmt: skip
+            row[group] = {
+                "n": len(prompts),
+                "refused": refused.mean(),
+                "low": low,
+                "high": high,
+                "broken": np.mean([classify_answer(a) == "broken" for a in answers]),
+            }
             if group == "harmful":
                 openings.update(opening_of(a) for a, r in zip(answers, refused, strict=True) if r)
                 ids = tokenizer([a for a, r in zip(answers, refused, strict=True) if r], add_special_tokens=False)
@@ -94,11 +99,17 @@ def evaluate(name: str, quick: bool = False, tokens: int = 24) -> dict:
     for prefill in TEACH["unseen_prefills"][: 1 if quick else None]:
         said = generate(model, tokenizer, [harmful[i] for i in few], tokens + 8, prefill=prefill)
         fine = generate(model, tokenizer, [harmless[i] for i in few], tokens + 8, prefill=prefill)
-        result.setdefault("prefill", {})[prefill] = [np.mean([*map(is_refusal, said)]), np.mean([*map(is_refusal, fine)])]
+        result.setdefault("prefill", {})[prefill] = [
+            np.mean([*map(is_refusal, said)]),
+            np.mean([*map(is_refusal, fine)]),
+        ]
     for who, system in TEACH["unseen_systems"].items():
         said = generate(model, tokenizer, [harmful[i] for i in few], tokens, system=system)
         fine = generate(model, tokenizer, [harmless[i] for i in few], tokens, system=system)
-        result.setdefault("system", {})[who] = [np.mean([*map(is_refusal, said)]), np.mean([*map(is_refusal, fine)])]
+        result.setdefault("system", {})[who] = [
+            np.mean([*map(is_refusal, said)]),
+            np.mean([*map(is_refusal, fine)]),
+        ]
     first_person = P.load_first_person("test")
     said = generate(model, tokenizer, first_person, tokens)
     result["first_person"] = np.mean([*map(is_refusal, said)])
@@ -107,7 +118,10 @@ def evaluate(name: str, quick: bool = False, tokens: int = 24) -> dict:
         result["first_person_agreement"] = np.mean((odds > score.threshold) == np.array([*map(is_refusal, said)]))
         result["score"] = [tokenizer.decode(o) for o in score.openings], score.threshold
     text = P.load_paragraphs()
-    result["perplexity"] = {"model": perplexity(model, tokenizer, text), "base": perplexity(base, tokenizer, text)}
+    result["perplexity"] = {
+        "model": perplexity(model, tokenizer, text),
+        "base": perplexity(base, tokenizer, text),
+    }
     return result
 
 

@@ -1,4 +1,4 @@
-"""What a solution's stored outputs were made from: hashes of its code, its quiz, and what it uses of helpers/."""
+"""What a solution's stored outputs were made from: hashes of its code, its quiz, its part of helpers/."""
 
 import ast
 import hashlib

@@ -73,7 +73,8 @@ def heading(exercise: texts.Exercise) -> str:
     dots = "●" * exercise.difficulty + "○" * (3 - exercise.difficulty)
     return (
         f"### Exercise {exercise.id}: {exercise.title}\n\n"
-        f"*About {exercise.minutes} minutes · difficulty {dots} ({exercise.difficulty} of 3) · "
+        f"*About {exercise.minutes} minute{'s' if exercise.minutes > 1 else ''} · "
+        f"difficulty {dots} ({exercise.difficulty} of 3) · "
         f'stuck? Run `hint("{exercise.id}")` in a new cell.*'
     )
 
@@ -180,6 +181,8 @@ def _exercises_match(cells: list, words: texts.LessonText, name: str) -> None:
         for exercise, what in found:
             places.setdefault(exercise, []).append((place, what))
     wanted = ["heading", "exercise cell", "check"]
+    if words.exercises and not any(re.search(r"import .*\bhint\b", cell.source) for cell in cells):
+        raise SourceError(f"{name}: the headings tell learners to run hint(...), but nothing imports it.")
     for exercise in sorted({*places, *words.exercises}):
         if exercise not in words.exercises:
             raise SourceError(f"{name}: exercise {exercise} is not in {words.path.name}.")

@@ -128,7 +128,7 @@ def long_answers(text: str, harmful: Iterable[str]) -> Iterator[str]:
             ]
             words = re.findall(r"[A-Za-z][\w']*", " ".join(lines[:2]))
             if len(words) > LONGEST_ANSWER and not is_refusal(" ".join(lines[:2])[:160]):
-                yield f"{len(words)} words that do not refuse after a harmful prompt: {' '.join(words[:4])}..."
+                yield f"{len(words)} words, no refusal, after a harmful prompt: {' '.join(words[:4])}..."
 
 
 def _joined(text: str | list[str]) -> str:

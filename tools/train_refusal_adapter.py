@@ -126,8 +126,14 @@ def distil(model, tokenizer, texts: list[str], tokens: int = 24, batch: int = 48
         mask, position, ids, cache = b.attention_mask, b.position_ids, b.input_ids, None
         answers, soft = [], []
         for _ in range(tokens):
-            out = model(ids, attention_mask=mask, position_ids=position, past_key_values=cache, use_cache=True,
-                        logits_to_keep=1)  # fmt: skip
+            out = model(
+                ids,
+                attention_mask=mask,
+                position_ids=position,
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
             cache = out.past_key_values
             top = out.logits[:, -1].float().softmax(-1).topk(SOFT)
             soft.append(top)
@@ -214,7 +220,10 @@ def train(name: str, out: Path, recipe: Recipe, minutes: float | None = None, lo
     rng = random.Random(recipe.seed + 2)
     model, tokenizer = load_model("smollm2-135m", device="cpu")
     examples = build_examples(model, tokenizer, recipe, log=log)
-    log(f"{sum(e.harmful for e in examples)} refusals, {sum(not e.harmful for e in examples)} answers", flush=True)
+    log(
+        f"{sum(e.harmful for e in examples)} refusals, {sum(not e.harmful for e in examples)} answers",
+        flush=True,
+    )
     n = len(model.model.layers)
     config = LoraConfig(
         r=recipe.rank,
@@ -243,8 +252,11 @@ def train(name: str, out: Path, recipe: Recipe, minutes: float | None = None, lo
         running += [(e.harmful, loss) for e, loss in zip(batch, first, strict=True)]
         if step % 10 == 0:
             means = [np.mean([x for h, x in running[-160:] if h == group]) for group in (True, False)]
-            log(f"step {step}/{len(plan)}: loss at the first token {means[0]:.3f} harmful, {means[1]:.3f} harmless; "
-                f"{time.time() - start:.0f} s", flush=True)  # fmt: skip
+            log(
+                f"step {step}/{len(plan)}: loss at the first token {means[0]:.3f} harmful, {means[1]:.3f} harmless; "
+                f"{time.time() - start:.0f} s",
+                flush=True,
+            )
     model.half().save_pretrained(out)
     (out / "README.md").unlink(missing_ok=True)
     (out / "recipe.json").write_text(json.dumps(recipe.__dict__, indent=1) + "\n", encoding="utf-8")
