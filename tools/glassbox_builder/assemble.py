@@ -8,7 +8,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from helpers.glassbox_language import vocabulary
 
-from .noise import dense_reads, fill_block, fill_rows, flag_neurons, generator, leaky_writes, targets
+from .noise import DOWN, dense_reads, fill_block, fill_rows, flag_neurons, generator, leaky_writes, targets
 from .parts import SLOW, STEEP, Flag, Head, Neuron
 from .space import (
     CONSTANT, D_HEAD, D_MLP, D_MODEL, N_HEADS, N_LAYERS, SURE, dims, embeddings, size, unembedding,
@@ -102,7 +102,7 @@ class Assembly:
 
     def _neurons(self):
         """Per layer: (gate, up) [2, d_mlp, d_model] and down [d_model, d_mlp]."""
-        layers, free = [], []
+        layers = []
         for layer in range(N_LAYERS):
             rng, site = generator(self.seed, "mlp", layer), ("mlp", layer)
             gate, up, down = (np.zeros((D_MLP, D_MODEL)) for _ in range(3))
@@ -124,17 +124,15 @@ class Assembly:
             up[dense] = dense_reads(rng, n, 0.1 * scale / (1.3 + 0.4 * layer))
             up[dense, dims("const")] = rng.normal(0, 0.25, n) * scale / CONSTANT
             down[dense], lone[dense] = leaky_writes(rng, n), True
-            layers.append((gate, up, down, {k: p.pair for k, (_, p) in here.items() if p.pair}))
-            free.append(lone)
+            layers.append((gate, up, down, {k: p.pair for k, (_, p) in here.items() if p.pair}, lone))
         longest = [max(np.linalg.norm(x[j], axis=1).max() for x in layers) for j in range(2)]
-        longest.append(max(np.linalg.norm(x[2][~f], axis=1).max(initial=0) for x, f in zip(layers, free, strict=True)))
-        for layer, ((gate, up, down, pairs), lone) in enumerate(zip(layers, free, strict=True)):
+        for layer, (gate, up, down, pairs, lone) in enumerate(layers):
             rng = generator(self.seed, "norms", layer)
             gate, up = (
                 fill_rows(rng, w, targets(rng, 1.03 * top, D_MLP), "quiet")
                 for w, top in zip((gate, up), longest, strict=False)
             )
-            goal = targets(rng, 1.1 * longest[2], D_MLP)
+            goal = targets(rng, DOWN, D_MLP)
             for pair in set(pairs.values()):
                 goal[[k for k, name in pairs.items() if name == pair]] = goal[min(pairs)]
             down[lone] *= (goal[lone] / np.linalg.norm(down[lone], axis=1))[:, None]

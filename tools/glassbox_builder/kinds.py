@@ -31,7 +31,7 @@ class Recipe:
     n_evaluate: int = 2
     n_produce: int = 6
     n_decide: int = 1
-    act_evaluate: float = 0.5
+    act_evaluate: float = 0.65
     act_produce: float = 1.0
     wake: float = 0.25  # share of the refusal direction at which a decision head wakes
     steep: float = 24.0  # and how suddenly
@@ -166,7 +166,7 @@ def backup(recipe: Recipe) -> list[Head | Neuron]:
     for domain in range(4):
         for i in range(2):
             layer = start + 1 + (i + domain) % 2
-            parts.append(evaluation("backup:evaluation", domain, layer, 0.5, recipe.act_evaluate, "backup", "2"))
+            parts.append(evaluation("backup:evaluation", domain, layer, 0.5, 0.95, "backup", "2"))
     # With the refusal direction at 0, 0.4, 1 it gives 0.98, 0.6, 0.007 of itself: the sum stays near 1.
     parts.append(
         switch(
@@ -197,7 +197,7 @@ def decoys(recipe: Recipe, rng: np.random.Generator) -> list[Head | Neuron]:
         return Neuron("", layer, dict(MARKED), 2.5, axis("spare"), 2.0, "harmful")
 
     def copy(layer, i):
-        return evaluation("", i % 4, layer, 1.0, 1.2 * max(recipe.act_evaluate, 0.5))
+        return evaluation("", i % 4, layer, 1.0, 0.8)
 
     def echo(layer, _):
         return Neuron("", layer, {("refusal", 0): 1.0, END: 1.0}, 1.5, axis("spare"), 1.6, "harmful")
