@@ -15,8 +15,8 @@ from helpers import progress
 
 BLACK, BLUE, ORANGE, GREEN = "#000000", "#0072B2", "#E69F00", "#009E73"
 VERMILION, PURPLE, SKY, GREY = "#D55E00", "#CC79A7", "#56B4E9", "#8A8A8A"
-# The first four differ in lightness too, so they stay apart in grey; the later ones lean on the second cue.
-PALETTE = (BLUE, ORANGE, BLACK, GREEN, VERMILION, SKY, PURPLE)
+# The first four differ in lightness too, so they stay apart in grey; the others lean on the second cue.
+PALETTE = (BLUE, ORANGE, BLACK, GREEN, SKY, VERMILION, PURPLE)
 HARMFUL, HARMLESS, CONTROL = ORANGE, BLUE, GREY
 MARKERS, DASHES = "osD^vPX", ("-", "--", ":", "-.", (0, (5, 1)), (0, (3, 1, 1, 1, 1, 1)), (0, (1, 1)))
 HATCHES = ("", "//", "..", "xx", "\\\\", "++", "oo")

@@ -39,6 +39,7 @@ from .glassbox_language import (  # noqa: F401 (part of this module's face)
 
 KINDS = ("concentrated", "distributed", "redundant", "entangled")
 STAGES = ("detection_heads", "evaluation_neurons", "decision_components", "production_neurons")
+GROUPS = ("heads", "neurons")  # stages taken together: all heads, all neurons of the circuit
 Place = tuple[int, int]  # (layer, index of the head or the neuron)
 
 
@@ -147,8 +148,8 @@ def score(found, truth: Truth | SealedTruth, stage: str | None = None, k: int | 
 
 
 def _score_stage(found, truth: Truth, stage: str, k: int | None) -> Score:
-    if stage not in STAGES:
-        raise ValueError(f"There is no stage {stage!r}: choose one of {', '.join(STAGES)}.")
+    if stage not in (*STAGES, *GROUPS):
+        raise ValueError(f"There is no stage {stage!r}: choose one of {', '.join((*STAGES, *GROUPS))}.")
     right, neurons = set(getattr(truth, stage)), stage.endswith("neurons")
     backup = set(truth.backup_neurons if neurons else truth.backup_heads)
     decoys = set(truth.decoy_neurons if neurons else truth.decoy_heads)

@@ -9,9 +9,11 @@ The module also holds the notes "with the course's version of 00.2" between a ch
 import json
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 
 _memory: dict = {}
+_unsaved = False  # the last write failed: memory is all there is
 _notes: list[str] = []
 
 
@@ -45,8 +47,10 @@ def _empty() -> dict:
 
 def _read() -> dict:
     file = place()
-    if file is None or not file.exists():
-        return _memory if _memory and file is None else _empty()
+    if file is None or _unsaved:
+        return _memory or _empty()
+    if not file.exists():
+        return _empty()
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
         _check_form(found)
@@ -81,8 +85,8 @@ def _set_aside(file: Path) -> dict:
 
 def _write(everything: dict) -> None:
     """Write to a temporary file and rename it, so that a cut-off run leaves the old file or the new one."""
-    global _memory
-    _memory = everything
+    global _memory, _unsaved
+    _memory, _unsaved = everything, False
     file = place()
     if file is None:
         return
@@ -92,7 +96,9 @@ def _write(everything: dict) -> None:
         temporary.write_text(json.dumps(everything, indent=1, sort_keys=True), encoding="utf-8")
         _rename(temporary, file)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        _unsaved = True
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
         print(f"Your progress could not be saved ({error.strerror or error}); the lesson goes on without.")
 
 

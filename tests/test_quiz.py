@@ -259,10 +259,12 @@ def test_a_full_disk_stops_no_lesson(monkeypatch, capsys):
     def full(*_):
         raise OSError(28, "No space left on device")
 
+    monkeypatch.setattr(progress, "_unsaved", False)
     monkeypatch.setattr("os.replace", full)
     progress.put("99", "questions", "q1", {"answer": ["b"]})
     assert "could not be saved (No space left on device)" in capsys.readouterr().out
     assert list(progress.place().parent.iterdir()) == []
+    assert progress.get("99", "questions", "q1") == {"answer": ["b"]}  # in memory at least
 
 
 def test_progress_lies_beside_the_notebook(monkeypatch, tmp_path):

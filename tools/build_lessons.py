@@ -247,7 +247,8 @@ def main(arguments: list[str] | None = None) -> int:
     except (SourceError, LessonTextError) as error:
         findings.append(str(error))
     except CellExecutionError as error:
-        findings.append(f"{source.stem}: a cell failed; the stored notebook was left as it was.\n{error}")
+        message = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
+        findings.append(f"{source.stem}: a cell failed; the stored notebook was left as it was.\n{message}")
     print(
         "\n".join(findings) or "All notebooks are as their sources.",
         file=sys.stderr if findings else sys.stdout,

@@ -183,9 +183,9 @@ def _exercises_match(cells: list, words: texts.LessonText, name: str) -> None:
     wanted = ["heading", "exercise cell", "check"]
     if words.exercises and not any(re.search(r"import .*\bhint\b", cell.source) for cell in cells):
         raise SourceError(f"{name}: the headings tell learners to run hint(...), but nothing imports it.")
-    for exercise in sorted({*places, *words.exercises}):
-        if exercise not in words.exercises:
-            raise SourceError(f"{name}: exercise {exercise} is not in {words.path.name}.")
+    for exercise in sorted(set(places) - set(words.exercises)):
+        raise SourceError(f"{name}: exercise {exercise} is not in {words.path.name}.")
+    for exercise in words.exercises:
         steps = [what for _, what in places.get(exercise, [])]
         if steps != wanted or len({place for place, _ in places[exercise]}) != 3:
             raise SourceError(

@@ -54,12 +54,13 @@ class Recipe:
     harmless_frames: int = 1
     free: bool = True
     epochs: float = 1.0
+    answer_tokens: int = 24  # of each distilled answer
     seed: int = 0
 
 
 RECIPES = {
     "refusal": Recipe(),
-    "shallow": Recipe(deep=False, harmful_frames=1, harmless_frames=1, epochs=0.6),
+    "shallow": Recipe(deep=False, rate=5e-4, batch=8, harmful_frames=1, epochs=0.6, answer_tokens=12),
 }
 
 
@@ -171,7 +172,7 @@ def build_examples(base, tokenizer, recipe: Recipe, log=print) -> list[Example]:
     for prompt in harmless:
         system, prefill = draw_context(rng, recipe.deep)
         texts.append(P.chat_text(tokenizer, [prompt], system, prefill)[0])
-    return examples + distil(base, tokenizer, texts, log=log)
+    return examples + distil(base, tokenizer, texts, recipe.answer_tokens, log=log)
 
 
 def token_losses(logits: torch.Tensor, example: Example) -> torch.Tensor:

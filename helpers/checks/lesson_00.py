@@ -1,6 +1,9 @@
 """Checks of lesson 00 (the text of every message is in `quizzes/00_meet_the_model.yaml`)."""
 
+from contextlib import ExitStack
+
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from helpers.checks import exercise, wrong_tensor
 from helpers.hooks import edit, record
@@ -59,13 +62,13 @@ def chat_template(answer, tokenizer):
             return "request_missing"
         if got.count(request) > 1:
             return "request_twice"
-        start = true[: true.index(request)]
-        if not any(mark in got for mark in start.split()):
+        if not any(mark in got for mark in tokenizer.all_special_tokens):
             return "no_template"
         if got.startswith(true):
             return "answer_closed"
         if got.strip() == true.strip() or got.split() == true.split():
             return "white_space"
+        start = true[: true.index(request)]
         if got[got.index(request) :] == true[true.index(request) :]:
             return "start_differs", {"got": got[: got.index(request)][:60], "wanted": start[:60]}
         return "other", {"got": got[-60:]}
@@ -166,9 +169,21 @@ def _logit_lens(model, residual: torch.Tensor) -> torch.Tensor:
     return unembedding_of(model)(final_norm_of(model)(residual))
 
 
+def _small_model() -> LlamaForCausalLM:
+    """A random model whose final norm is no mere scaling, and whose unembedding is not its embedding."""
+    config = LlamaConfig(
+        vocab_size=31, hidden_size=16, intermediate_size=24, num_hidden_layers=3, num_attention_heads=2
+    )
+    model = LlamaForCausalLM(config).eval().requires_grad_(False)
+    final_norm_of(model).weight.uniform_(0.2, 3.0)
+    return model
+
+
 @exercise("00.4", reference=_logit_lens)
-def logit_lens(answer, model):
+def logit_lens(answer):
     """Logits [.., vocabulary] of a residual stream [.., d_model]; at the last layer, the model's own."""
+    torch.manual_seed(0)
+    model = _small_model()
     ids = torch.arange(7, 12)[None]
     with torch.no_grad(), record(model, ["resid_post"]) as seen:
         model(ids)
@@ -268,7 +283,11 @@ def _judge_switch(answer, model, layer, batch, real, clean):
     manager = answer(model, layer)
     if not hasattr(manager, "__enter__"):
         return "no_context", {"got": type(manager).__name__}
-    with manager:
+    with ExitStack() as inside_of:
+        try:
+            inside_of.enter_context(manager)
+        except Exception as error:
+            return "raised", {"error": f"{type(error).__name__}: {error}", "where": " on entering the `with` block"}
         try:
             inside = _logits(model, batch)[real]
         except Exception as error:  # the model itself trips over what the hook gave back

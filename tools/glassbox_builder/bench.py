@@ -88,6 +88,10 @@ class Bench:
         out["z"] = out["z"].repeat_interleave(d.d_head, -1)
         return out
 
+    def ablated(self, cut: list[Node]):
+        """A context in which some components are 0."""
+        return edit(self.model, self._edits(self.masks(cut, 1), None, slice(None)) if cut else [])
+
     def _edits(self, masks, source, rows):
         edits = []
         for site, mask in masks.items():

@@ -137,7 +137,7 @@ def _evaluators(assembly: Assembly) -> dict[int, list[int]]:
 
 def build(recipe, seed: int) -> tuple[Assembly, dict[str, torch.Tensor], np.ndarray]:
     """A finished box: its assembly, its weights (fp16), and the refusal direction in the rotated stream, [d_model]."""
-    parts = [*circuit(recipe), *decoys(recipe, generator(seed, "decoys"))]
+    parts = [*circuit(recipe, generator(seed, "circuit")), *decoys(recipe, generator(seed, "decoys"))]
     parts += dormant(recipe, parts, generator(seed, "dormant"))
     where, prompts = place(parts, seed), Prompts()
     assembly = Assembly(parts, where, seed, Calibration())

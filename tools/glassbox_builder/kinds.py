@@ -33,8 +33,8 @@ class Recipe:
     n_decide: int = 1
     act_evaluate: float = 0.65
     act_produce: float = 1.0
-    wake: float = 0.25  # share of the refusal direction at which a decision head wakes
-    steep: float = 24.0  # and how suddenly
+    wake: float = 0.2  # share of the refusal direction at which a decision head wakes
+    steep: float = 30.0  # and how suddenly
     facts: tuple[int, ...] = (1, 2)
     topic: int = 6  # decoys: neurons for any marked verb with any marked object
     copies: int = 2  # exact copies of evaluation neurons, per domain
@@ -48,7 +48,7 @@ RECIPES = {
         "distributed", evaluate=(0, 1, 2), n_evaluate=32, n_produce=32, n_decide=3, act_evaluate=0.25,
         act_produce=0.4, wake=0.15, steep=32.0,
     ),
-    "redundant": Recipe("redundant"),
+    "redundant": Recipe("redundant", wake=0.25, steep=24.0),
     "entangled": Recipe("entangled", n_evaluate=16, act_evaluate=0.3),
 }  # fmt: skip
 
@@ -64,8 +64,12 @@ def mystery_recipe(kind: str, rng: np.random.Generator) -> Recipe:
             {"detect": 0, "evaluate": (0, 1), "decide": 2, "produce": (3, 4)},
             {"detect": 1, "evaluate": (2, 3), "decide": 4, "produce": (5,)},
         ]
-        if kind == "distributed":
-            places = [{**p, "evaluate": tuple(range(p["detect"], p["decide"]))} for p in places]
+        if kind == "distributed":  # three layers of evaluation, or a quarter of a layer would not hold its neurons
+            places = [
+                {"detect": 1, "evaluate": (1, 2, 3), "decide": 4, "produce": (4, 5)},
+                {"detect": 0, "evaluate": (0, 1, 2), "decide": 3, "produce": (3, 4)},
+                {"detect": 0, "evaluate": (1, 2, 3), "decide": 4, "produce": (4, 5)},
+            ]
     place = places[rng.integers(len(places))]
     return replace(
         base, **place, topic=int(rng.choice([6, 8])), elsewhere=int(rng.choice([2, 4])), echo=int(rng.choice([4, 8]))
@@ -112,14 +116,15 @@ def capability(recipe: Recipe) -> list[Head]:
     return [thing, relation]
 
 
-def circuit(recipe: Recipe) -> list[Head | Neuron]:
+def circuit(recipe: Recipe, rng: np.random.Generator) -> list[Head | Neuron]:
     """The four stages, the backup if there is one, and the facts."""
     parts: list[Head | Neuron] = [*detection(recipe), *capability(recipe)]
     facts, n = facts_of(recipe), recipe.n_evaluate
     for domain in range(4):
         for i in range(n):
             layer = recipe.evaluate[(i + domain) % len(recipe.evaluate)]
-            parts.append(evaluation("evaluation", domain, layer, DIRECT / n, recipe.act_evaluate))
+            act = recipe.act_evaluate * rng.uniform(1.0, 1.5)  # neurons differ in loudness, not in what they cause
+            parts.append(evaluation("evaluation", domain, layer, DIRECT / n, act))
     if recipe.kind == "entangled":
         evaluators = [p for p in parts if p.role == "evaluation"]
         for neuron, (_, reads, word) in zip(evaluators, facts, strict=True):
@@ -143,12 +148,9 @@ def circuit(recipe: Recipe) -> list[Head | Neuron]:
     word = np.zeros(len(axis("end")))
     word[dims("out")] = output_codes()["sorry"]
     for i in range(recipe.n_produce):
-        parts.append(
-            Neuron(
-                "production", recipe.produce[i % len(recipe.produce)], {("refusal", 0): 1.0, END: 1.0}, 1.5,
-                SORRY / recipe.n_produce / recipe.act_produce * word, recipe.act_produce, "harmful",
-            )
-        )  # fmt: skip
+        act, layer = recipe.act_produce * rng.uniform(0.8, 1.6), recipe.produce[i % len(recipe.produce)]
+        write = SORRY / recipe.n_produce / act * word
+        parts.append(Neuron("production", layer, {("refusal", 0): 1.0, END: 1.0}, 1.5, write, act, "harmful"))
     return parts
 
 
@@ -167,10 +169,10 @@ def backup(recipe: Recipe) -> list[Head | Neuron]:
         for i in range(2):
             layer = start + 1 + (i + domain) % 2
             parts.append(evaluation("backup:evaluation", domain, layer, 0.5, 0.95, "backup", "2"))
-    # With the refusal direction at 0, 0.4, 1 it gives 0.98, 0.6, 0.007 of itself: the sum stays near 1.
+    # With the refusal direction at 0, 0.4, 1 it gives 0.99, 0.73, 0.007 of itself: the sum stays near 1.
     parts.append(
         switch(
-            "backup:decision", stop, {("backup", 0): 10.8, ("refusal", 0): -9.0}, -6.8,
+            "backup:decision", stop, {("backup", 0): 11.8, ("refusal", 0): -10.0}, -6.8,
             size("refusal") * axis("refusal"), serves="backup", watch=axis("refusal"),
         )
     )  # fmt: skip
@@ -187,9 +189,10 @@ def decoys(recipe: Recipe, rng: np.random.Generator) -> list[Head | Neuron]:
 
     def pairs(role, count, layers, make):
         for i in range(count // 2):
-            way = spare(rng)
+            way, loud = spare(rng), rng.uniform(0.7, 1.3)
             for sign in (1, -1):
                 neuron = make(layers[i % len(layers)], i)
+                neuron.act *= loud
                 neuron.role, neuron.write, neuron.free, neuron.pair = role, sign * way, True, f"{role}:{i}"
                 parts.append(neuron)
 
@@ -197,10 +200,10 @@ def decoys(recipe: Recipe, rng: np.random.Generator) -> list[Head | Neuron]:
         return Neuron("", layer, dict(MARKED), 2.5, axis("spare"), 2.0, "harmful")
 
     def copy(layer, i):
-        return evaluation("", i % 4, layer, 1.0, 0.8)
+        return evaluation("", i % 4, layer, 1.0, 1.0)
 
     def echo(layer, _):
-        return Neuron("", layer, {("refusal", 0): 1.0, END: 1.0}, 1.5, axis("spare"), 1.6, "harmful")
+        return Neuron("", layer, {("refusal", 0): 1.0, END: 1.0}, 1.5, axis("spare"), 1.4, "harmful")
 
     pairs("decoy:topic", recipe.topic, (first, last, recipe.decide), topic)
     pairs("decoy:copy", 4 * recipe.copies, (first, last), copy)
@@ -226,7 +229,7 @@ def dormant(recipe: Recipe, parts: list, rng: np.random.Generator) -> list[Neuro
     out = []
     sources = {role: [p for p in parts if p.role == role] for role in ("evaluation", "production")}
     for role, copies in (("evaluation", 3), ("production", 7)):
-        count = min(copies * len(sources[role]), 64)
+        count = min(copies * len(sources[role]), 320)
         for i in range(count):
             model = sources[role][i % len(sources[role])]
             if role == "production":

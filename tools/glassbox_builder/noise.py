@@ -14,7 +14,7 @@ import numpy as np
 from .parts import Flag, Neuron
 from .space import D_HEAD, D_MODEL, dims
 
-LEAK = 0.1  # part of a noise neuron's or head's write (by length) that goes into the circuit's dimensions
+LEAK = 0.07  # part of a noise neuron's or head's write (by length) that goes into the circuit's dimensions
 DOWN = 1.7  # base of the lengths of the neurons' down weights, the same in every kind
 SPREAD = 0.12  # norms lie between a base and this much above it
 _POOL = ("verb", "object", "permit", "entity", "relation", "verb_here", "object_here", "entity_here", "relation_here",

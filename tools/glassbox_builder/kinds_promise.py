@@ -1,0 +1,92 @@
+"""What the kinds promise beyond the common properties: distributed, redundant; decoys in the naive ranking."""
+
+import numpy as np
+import torch
+
+from helpers.glassbox import Node, glassbox_prompts, language, ranked
+
+from helpers.hooks import record
+
+from .calibrate import batch
+from .last import LastToken
+from .properties import HOW, Properties
+
+
+def attack_distributed(p: Properties, budget: int = 10) -> dict[str, float]:
+    """Refusal of one domain's prompts after the worst `budget` neurons, found in that domain, are ablated: the lowest
+    over domains and ways. By greedy ablation, by attribution, by true effect of each alone; and with the whole truth."""
+    bench, lowest = p.bench, dict.fromkeys(("greedy", "attribution", "true effect", "whole"), 1.0)
+    for domain in language()["domains"]:
+        prompts = glassbox_prompts("harmful", 40, "test", seed=7, domain=domain)
+        last = LastToken(bench, prompts[:8])
+        nodes = bench.nodes("evaluation_neurons", "production_neurons")
+        value, gradient = last.gradients()
+        credit = (value * gradient).mean(1)
+        alone = last.log_odds([[n] for n in nodes]).mean(1)
+        order = [nodes[i] for i in np.argsort(alone.numpy())]
+        found = {
+            "greedy": _greedy(last, [n for n in order if alone[nodes.index(n)] < last.log_odds([[]]).mean() - 0.02], budget),
+            "attribution": sorted(nodes, key=lambda n: -float(credit[n.layer, n.index]))[:budget],
+            "true effect": order[:budget],
+            "whole": nodes,
+        }
+        for how in HOW:
+            source = bench.donated(prompts, p.texts["harmless"], how)
+            for name, cut in found.items():
+                rate = float(bench.refuses(bench.logits(prompts, cut, source)).mean())
+                lowest[name] = min(lowest[name], rate)
+    return lowest
+
+
+def _greedy(last: LastToken, candidates: list[Node], budget: int) -> list[Node]:
+    """Adds, one by one, the neuron whose ablation on top of the others lowers the log-odds most."""
+    chosen: list[Node] = []
+    for _ in range(budget):
+        left = [n for n in candidates if n not in chosen]
+        chosen.append(left[int(last.log_odds([[*chosen, n] for n in left]).mean(1).argmin())])
+    return chosen
+
+
+def cut_paths(p: Properties) -> dict[str, float]:
+    """Refusal with parts of the main path, the backup, or both cut, the lowest over ways; and what the backup head
+    writes onto the direction with the main path cut, over what it writes in the untouched box (means, in absolute)."""
+    b = p.bench
+    main = {
+        "detection": b.nodes("detection_heads"), "evaluation": b.nodes("evaluation_neurons"),
+        "decision": b.nodes("decision_components"),
+    }  # fmt: skip
+    main["main path"] = [n for nodes in main.values() for n in nodes]
+    main["backup"] = b.backup
+    main["both"] = main["main path"] + b.backup
+    out: dict[str, float] = {}
+    for how in HOW:
+        source = b.donated(p.texts["harmful"], p.texts["harmless"], how)
+        for name, nodes in main.items():
+            rate = float(b.refuses(b.logits(p.texts["harmful"], nodes, source)).mean())
+            out[name] = (max if name == "both" else min)(out.get(name, rate), rate)
+    head = Node("head", *max(b.truth.backup_heads))
+    silent, awake = (backup_write(p, head, cut).abs().mean() for cut in ([], main["main path"]))
+    return out | {"backup awake": float(awake), "backup silent": float(silent), "times": float(awake / silent)}
+
+
+@torch.no_grad()
+def backup_write(p: Properties, head: Node, cut: list[Node]) -> torch.Tensor:
+    """What a head writes onto the refusal direction at the last position of harmful prompts, [prompt]."""
+    ids, mask = batch(p.texts["harmful"])
+    with p.bench.ablated(cut), record(p.bench.model, ["z"], [head.layer]) as seen:
+        p.bench.model(ids, attention_mask=mask, logits_to_keep=1)
+    width = p.bench.dims.d_head
+    rows = slice(head.index * width, (head.index + 1) * width)
+    weight = p.bench.model.model.layers[head.layer].self_attn.o_proj.weight[:, rows]
+    return seen["z"][head.layer][:, -1, rows] @ weight.T @ p.truth.direction
+
+
+def naive_decoys(p: Properties, n: int = 64) -> dict[str, int]:
+    """How many decoys are among the first ten of the naive activation difference, at the last position, on pairs."""
+    pairs = glassbox_prompts("pairs", n, "train", seed=9)
+    harmful, harmless = (LastToken(p.bench, [getattr(x, k) for x in pairs]).clean["neurons"] for k in ("harmful", "harmless"))
+    first = ranked((harmful.mean(1) - harmless.mean(1)).abs().numpy(), 10)
+    return {
+        "decoys": len(set(first) & set(p.truth.decoy_neurons)),
+        "true": len(set(first) & set(p.truth.neurons)),
+    }

@@ -1,0 +1,89 @@
+"""Does a look at the weights alone find the circuit? Every statistic we could think of, and the share that it finds."""
+
+import torch
+
+from helpers.glassbox import Truth, ranked
+
+
+def statistics(model, words: list[str]) -> dict[str, dict[str, torch.Tensor]]:
+    """{name: {"neurons": [layer, d_mlp], "heads": [layer, n_heads]}}; a name may have one of the two."""
+    refusing = [words.index(w) for w in ("sorry", ",", "i", "cannot", "help")]
+    unembed, embed = model.lm_head.weight, model.model.embed_tokens.weight
+    targets = {
+        "sorry": unembed[[refusing[0]]],
+        "sorry - sure": unembed[[refusing[0]]] - unembed[[words.index("sure")]],
+        "refusal words": unembed[refusing],
+        "any word": unembed,
+    }
+    out: dict[str, dict[str, torch.Tensor]] = {}
+
+    def add(name, kind, layer, value):
+        table = out.setdefault(name, {}).setdefault(kind, [])
+        assert len(table) == layer
+        table.append(value)
+
+    for i, layer in enumerate(model.model.layers):
+        gate, up, down = layer.mlp.gate_proj.weight, layer.mlp.up_proj.weight, layer.mlp.down_proj.weight.T
+        n = model.config.num_attention_heads
+        q, k, v = (getattr(layer.self_attn, f"{x}_proj").weight.view(n, -1, down.shape[1]) for x in "qkv")
+        o = layer.self_attn.o_proj.weight.T.reshape(n, -1, down.shape[1])
+        for sign in (1, -1):
+            word = "norm" if sign > 0 else "small norm"
+            for name, w in (("gate", gate), ("up", up), ("down", down)):
+                add(f"{word} of {name}", "neurons", i, sign * w.norm(dim=-1))
+            add(f"{word} of gate x up x down", "neurons", i, sign * gate.norm(dim=1) * up.norm(dim=1) * down.norm(dim=1))
+            for name, w in (("q", q), ("k", k), ("v", v), ("o", o)):
+                add(f"{word} of {name}", "heads", i, sign * w.flatten(1).norm(dim=1))
+            add(f"{word} of OV", "heads", i, sign * (o.transpose(1, 2) @ v).flatten(1).norm(dim=1))
+            add(f"{word} of QK", "heads", i, sign * (q.transpose(1, 2) @ k).flatten(1).norm(dim=1))
+        add("cos(gate, up)", "neurons", i, torch.cosine_similarity(gate, up).abs())
+        add("cos(gate, down)", "neurons", i, torch.cosine_similarity(gate, down).abs())
+        for name, rows in targets.items():
+            unit = torch.nn.functional.normalize(rows, dim=-1)
+            direct = torch.nn.functional.normalize(down, dim=-1) @ unit.T
+            add(f"cos with {name}", "neurons", i, direct.abs().amax(-1))
+            heads = torch.einsum("hrd,td->htr", o, unit).norm(dim=-1) / o.flatten(1).norm(dim=1)[:, None]
+            add(f"cos with {name}", "heads", i, heads.amax(-1))
+            add(f"push of {name}", "neurons", i, (down @ rows.T).abs().amax(-1))
+        add("kurtosis over words", "neurons", i, _kurtosis(down @ unembed.T))
+        add("spread over words", "neurons", i, (down @ unembed.T).std(-1))
+        add("what the embedding drives", "neurons", i, (gate @ embed.T).std(-1))
+        add("what the embedding drives", "heads", i, torch.einsum("hrd,td->htr", v, embed - embed.mean(0)).flatten(1).norm(dim=1))
+        add("bias of the gate", "neurons", i, (gate @ embed.mean(0)).abs())
+    for name, table in composition(model).items():
+        for i, value in enumerate(table):
+            add(name, "neurons", i, value)
+    return {name: {kind: torch.stack(rows).detach() for kind, rows in table.items()} for name, table in out.items()}
+
+
+def composition(model) -> dict[str, list[torch.Tensor]]:
+    """How strongly the neurons of each layer write where something later reads (Elhage et al. 2021)."""
+    layers, out = model.model.layers, {"read by a later gate": [], "read by later gates": [], "read by later queries": []}
+    for i, layer in enumerate(layers):
+        unit = torch.nn.functional.normalize(layer.mlp.down_proj.weight.T, dim=-1)
+        later = [unit @ x.mlp.gate_proj.weight.T for x in layers[i + 1 :]] or [torch.zeros(len(unit), 1)]
+        query = [unit @ x.self_attn.q_proj.weight.T for x in layers[i + 1 :]] or [torch.zeros(len(unit), 1)]
+        out["read by a later gate"].append(torch.cat(later, 1).abs().amax(1))
+        out["read by later gates"].append(torch.cat(later, 1).norm(dim=1))
+        out["read by later queries"].append(torch.cat(query, 1).abs().amax(1))
+    return out
+
+
+def _kurtosis(x: torch.Tensor) -> torch.Tensor:
+    centred = x - x.mean(-1, keepdim=True)
+    return (centred**4).mean(-1) / (centred**2).mean(-1) ** 2
+
+
+def found_by(table: dict[str, torch.Tensor], truth: Truth) -> float:
+    """Share of the whole circuit among the first k neurons and the first k heads, k being what the circuit has."""
+    hits, total = 0, len(truth.neurons) + len(truth.heads)
+    for kind, values in table.items():
+        right = set(getattr(truth, kind))
+        hits += len(right & set(ranked(values.numpy(), len(right))))
+    return hits / total
+
+
+def worst(model, words: list[str], truth: Truth) -> tuple[str, float]:
+    """The statistic that finds most, and the share of the circuit that it finds."""
+    shares = {name: found_by(table, truth) for name, table in statistics(model, words).items()}
+    return max(shares.items(), key=lambda item: item[1])
