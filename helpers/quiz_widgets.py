@@ -53,12 +53,16 @@ STYLE = """<style>
 .course-question .widget-radio-box { height: auto; max-width: none; }
 .course-question .widget-radio-box label, .course-question .widget-checkbox label {
   white-space: normal; height: auto; line-height: 1.4; margin: 3px 0; }
-.course-question :is(input, button, summary):focus-visible {
+.course-quiz .course-question :is(input, button, summary):focus-visible {
   outline: 3px solid #D55E00; outline-offset: 2px; }
 .course-feedback { line-height: 1.5; }
+.course-feedback ul { margin: 2px 0; }
 .course-right { border-left: 6px double #009E73; padding-left: 8px; }
 .course-wrong { border-left: 6px dotted #D55E00; padding-left: 8px; }
 </style>"""
+
+
+BUTTON = {"width": "auto", "align_self": "flex-start"}
 
 
 def show(lesson: str, questions: list[Question], heading: str, page: str, text: str) -> None:
@@ -98,7 +102,7 @@ def build(lesson: str, questions: list[Question], heading: str = ""):
 def _score_row(lesson: str, views: list["QuestionView"]):
     import ipywidgets as widgets
 
-    line, again = widgets.HTML(), widgets.Button(description="Start the quiz again", layout={"width": "auto"})
+    line, again = widgets.HTML(), widgets.Button(description="Start the quiz again", layout=BUTTON)
 
     def update() -> None:
         right, total = grading.score(lesson, [view.question for view in views])
@@ -137,7 +141,7 @@ class QuestionView:
         self.feedback.add_class("course-feedback")
         self.inputs = self._inputs(widgets)
         self.button = widgets.Button(
-            description="Record my prediction" if predicts else "Check my answer", layout={"width": "auto"}
+            description="Record my prediction" if predicts else "Check my answer", layout=BUTTON
         )
         self.button.on_click(lambda _button: self.answer())
         self.box = widgets.VBox([text, *self.inputs, self.button, self.feedback])
@@ -196,9 +200,7 @@ class QuestionView:
     def _explain(self, answer: list[str] | str) -> None:
         if self.question.kind == "predict":
             said = answer if isinstance(answer, str) else answer[0]
-            self.feedback.value = (
-                f"Recorded: <strong>{to_html(said)}</strong>. Run on to see what is measured."
-            )
+            self.feedback.value = f"Recorded: <strong>{to_html(said)}</strong>. Run on to see what is measured."
         else:
             self.feedback.value = quiz_pages.feedback(self.question, grading.grade(self.question, answer))
 

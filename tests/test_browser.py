@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 MINI = ROOT / "tests" / "fixtures" / "mini"
 OFFLINE = "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1"
 IDLE = ".jp-Notebook-ExecutionIndicator[data-status=idle]"
-SECONDS = 30_000  # how long a step may take, in ms: the machine may be busy
+SECONDS = 90_000  # how long a step may take, in ms: the machine may be busy
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,17 @@ from helpers.glassbox_language import vocabulary
 from .noise import DOWN, dense_reads, fill_block, fill_rows, flag_neurons, generator, leaky_writes, targets
 from .parts import SLOW, STEEP, Flag, Head, Neuron
 from .space import (
-    CONSTANT, D_HEAD, D_MLP, D_MODEL, N_HEADS, N_LAYERS, SURE, dims, embeddings, size, unembedding,
+    CONSTANT,
+    D_HEAD,
+    D_MLP,
+    D_MODEL,
+    N_HEADS,
+    N_LAYERS,
+    SURE,
+    dims,
+    embeddings,
+    size,
+    unembedding,
 )  # fmt: skip
 
 FOUND = ("verb", "object", "permit", "entity", "relation", "refusal", "backup", "verb2", "object2", "permit2")

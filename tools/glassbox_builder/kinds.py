@@ -10,7 +10,7 @@ import numpy as np
 
 from helpers.glassbox_language import language
 
-from .parts import Flag, Head, Neuron, group, reader, spare, switch
+from .parts import Flag, Head, Neuron, group, orthogonal, reader, switch
 from .space import FLAG, SURE, axis, dims, entity_codes, output_codes, size
 
 DIRECT, DECIDED = 0.4, 0.6  # shares of the refusal direction
@@ -31,7 +31,7 @@ class Recipe:
     n_evaluate: int = 2
     n_produce: int = 6
     n_decide: int = 1
-    act_evaluate: float = 0.65
+    act_evaluate: float = 1.0
     act_produce: float = 1.0
     wake: float = 0.2  # share of the refusal direction at which a decision head wakes
     steep: float = 30.0  # and how suddenly
@@ -186,10 +186,11 @@ def decoys(recipe: Recipe, rng: np.random.Generator) -> list[Head | Neuron]:
     """
     parts: list[Head | Neuron] = []
     first, last = recipe.evaluate[0], recipe.evaluate[-1]
+    ways = iter(orthogonal(rng))  # each decoy has a way of its own: none writes into another's
 
     def pairs(role, count, layers, make):
         for i in range(count // 2):
-            way, loud = spare(rng), rng.uniform(0.7, 1.3)
+            way, loud = next(ways), rng.uniform(0.7, 1.3)
             for sign in (1, -1):
                 neuron = make(layers[i % len(layers)], i)
                 neuron.act *= loud
@@ -197,10 +198,10 @@ def decoys(recipe: Recipe, rng: np.random.Generator) -> list[Head | Neuron]:
                 parts.append(neuron)
 
     def topic(layer, _):
-        return Neuron("", layer, dict(MARKED), 2.5, axis("spare"), 2.0, "harmful")
+        return Neuron("", layer, dict(MARKED), 2.5, axis("spare"), 1.8, "harmful")
 
     def copy(layer, i):
-        return evaluation("", i % 4, layer, 1.0, 1.0)
+        return evaluation("", i % 4, layer, 1.0, 1.5)
 
     def echo(layer, _):
         return Neuron("", layer, {("refusal", 0): 1.0, END: 1.0}, 1.5, axis("spare"), 1.4, "harmful")
@@ -210,7 +211,7 @@ def decoys(recipe: Recipe, rng: np.random.Generator) -> list[Head | Neuron]:
     pairs("decoy:echo", recipe.echo, recipe.produce, echo)
     for domain in range(4):
         for i in range(recipe.elsewhere):
-            neuron = evaluation("decoy:elsewhere", domain, (first, last)[i % 2], 0.15, 0.6)
+            neuron = evaluation("decoy:elsewhere", domain, (first, last)[i % 2], 0.15, 0.9)
             neuron.reads[END], neuron.threshold, neuron.serves = -1.5, 1.5, f"elsewhere:{domain}"
             parts.append(neuron)
     for layer, key, source in (
@@ -218,7 +219,7 @@ def decoys(recipe: Recipe, rng: np.random.Generator) -> list[Head | Neuron]:
         (2, "is_verb", "verb_here"),
     ):  # fmt: skip
         head = reader("decoy", layer, key, source, source, sharp=5.5)
-        head.values = [(what, 0.7 * FLAG * spare(rng)) for what, _ in head.values]
+        head.values = [(what, 0.7 * FLAG * next(ways)) for what, _ in head.values]
         parts.append(head)
     return parts
 

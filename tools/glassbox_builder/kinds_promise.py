@@ -4,7 +4,6 @@ import numpy as np
 import torch
 
 from helpers.glassbox import Node, glassbox_prompts, language, ranked
-
 from helpers.hooks import record
 
 from .calibrate import batch

@@ -92,8 +92,9 @@ def switch(role: str, layer: int, reads: dict[Flag, float], bias: float, write: 
     )
 
 
-def spare(rng: np.random.Generator) -> np.ndarray:
-    """A random unit vector in the spare dimensions, [d_model]."""
-    out = np.zeros(D_MODEL)
-    out[dims("spare")] = rng.normal(size=len(dims("spare")))
-    return out / np.linalg.norm(out)
+def orthogonal(rng: np.random.Generator) -> np.ndarray:
+    """As many orthogonal unit vectors as there are spare dimensions, in a random order and turn, [spare, d_model]."""
+    n = len(dims("spare"))
+    out = np.zeros((n, D_MODEL))
+    out[:, dims("spare")] = np.linalg.qr(rng.normal(size=(n, n)))[0].T
+    return out

@@ -69,9 +69,9 @@ class Lab:
 
 def loud_is_not_causal(lab: Lab) -> tuple[Score, Score]:
     """Activation difference alone, against difference x write onto the estimated direction."""
-    difference = lab.difference()
-    right = difference * lab.writes(lab.direction(lab.decide + 1))
-    return lab.score(difference.abs(), "evaluation_neurons"), lab.score(right, "evaluation_neurons")
+    difference, layer = lab.difference(), lab.decide + 1  # only layers below can have written what is read there
+    right = difference * lab.writes(lab.direction(layer))
+    return lab.score(difference.abs(), "evaluation_neurons", layer), lab.score(right, "evaluation_neurons", layer)
 
 
 def wrong_position(lab: Lab) -> tuple[Score, Score]:
@@ -79,7 +79,7 @@ def wrong_position(lab: Lab) -> tuple[Score, Score]:
     layer = lab.decide + 1
     naive = lab.difference("mean") * lab.writes(lab.mean_direction(layer))
     right = lab.difference() * lab.writes(lab.direction(layer))
-    return lab.score(naive, "evaluation_neurons"), lab.score(right, "evaluation_neurons")
+    return lab.score(naive, "evaluation_neurons", layer), lab.score(right, "evaluation_neurons", layer)
 
 
 def logits_are_the_last_stage(lab: Lab) -> tuple[Score, Score]:

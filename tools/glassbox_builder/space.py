@@ -14,7 +14,7 @@ from scipy.linalg import hadamard
 from helpers.glassbox_language import language, vocabulary
 
 D_MODEL, N_LAYERS, N_HEADS, D_HEAD, D_MLP = 128, 6, 8, 16, 256
-FLAG, REFUSAL = 3.0, 5.0  # sizes of a flag, and of the refusal direction when it is on
+FLAG, REFUSAL = 3.0, 8.0  # sizes of a flag, and of the refusal direction when it is on
 CONSTANT = 30.0  # size of the constant dimension: RMSNorm's scale then hardly depends on the input
 LOUD = 7.0  # how strongly an answer's word calls the next word of the answer
 SURE = 3.0  # how strongly the assistant's token calls `sure`: what is said when nothing else speaks

@@ -32,17 +32,38 @@ import numpy as np
 import torch
 
 from helpers.anatomy import block_diagram
-from helpers.checks import check, hint
+from helpers.checks import check
 from helpers.glassbox import glassbox_prompts, load_glassbox
 from helpers.hooks import edit, read, record
 from helpers.models import (
-    attention_of, dims_of, down_projection_of, final_norm_of, layers_of, load_model, unembedding_of
+    attention_of,
+    dims_of,
+    down_projection_of,
+    final_norm_of,
+    layers_of,
+    load_model,
+    unembedding_of,
 )  # fmt: skip
 from helpers.plots import (
-    HARMFUL, HARMLESS, bars, figure, heatmap, lines_with_band, logit_lens_grid, show, token_strip
+    HARMFUL,
+    HARMLESS,
+    bars,
+    figure,
+    heatmap,
+    lines_with_band,
+    logit_lens_grid,
+    show,
+    token_strip,
 )  # fmt: skip
 from helpers.prompts import (
-    chat_text, load_borderline, load_first_person, load_pairs, load_plain, pad, token_batches, tokenize
+    chat_text,
+    load_borderline,
+    load_first_person,
+    load_pairs,
+    load_plain,
+    pad,
+    token_batches,
+    tokenize,
 )  # fmt: skip
 from helpers.quiz import quiz, reveal
 from helpers.refusal import RefusalScore, classify_answer, generate, is_refusal, refusal_score_of
