@@ -222,7 +222,7 @@ reveal("00.p1", without_template.mean())
 box, box_tokenizer, truth = load_glassbox("concentrated")
 box_pairs = glassbox_prompts("pairs", n=32, split="test")
 for one in box_pairs[:2]:
-    for request, said in zip((one.harmful, one.harmless), generate(box, box_tokenizer, [one.harmful, one.harmless], 8)):
+    for request, said in zip((one.harmful, one.harmless), generate(box, box_tokenizer, [one.harmful, one.harmless], 8), strict=True):
         print(f"{request:40} → {said}")
 
 # %% [markdown]

@@ -23,6 +23,8 @@ ROOT = Path(__file__).resolve().parents[1]
 MINI = ROOT / "tests" / "fixtures" / "mini"
 OFFLINE = "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1"
 IDLE = ".jp-Notebook-ExecutionIndicator[data-status=idle]"
+CONNECTED = """async () => (await (await fetch('/api/kernels')).json()).some(
+    kernel => kernel.connections > 0 && kernel.execution_state === 'idle')"""
 SECONDS = 90_000  # how long a step may take, in ms: the machine may be busy
 
 
@@ -93,6 +95,7 @@ def page(browser, lab, tmp_path):
     view.on("console", lambda message: message.type == "error" and view.complaints.append(message.text))
     view.on("pageerror", lambda error: view.complaints.append(str(error)))
     view.goto(f"{address}/lab/tree/99_mini.ipynb?reset")
+    view.wait_for_function(CONNECTED, polling=300)  # the indicator says idle even before there is a kernel
     view.wait_for_selector(IDLE)
     view.wait_for_function(f"document.querySelectorAll('.jp-Notebook .jp-Cell').length === {cells}")
     yield view
