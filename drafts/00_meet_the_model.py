@@ -26,48 +26,13 @@
 # ## Set-up
 
 # %%
-from contextlib import contextmanager
-
 import numpy as np
 import torch
 
-from helpers.anatomy import block_diagram
-from helpers.checks import check
-from helpers.glassbox import glassbox_prompts, load_glassbox
-from helpers.hooks import edit, read, record
-from helpers.models import (
-    attention_of,
-    dims_of,
-    down_projection_of,
-    final_norm_of,
-    layers_of,
-    load_model,
-    unembedding_of,
-)  # fmt: skip
-from helpers.plots import (
-    HARMFUL,
-    HARMLESS,
-    bars,
-    figure,
-    heatmap,
-    lines_with_band,
-    logit_lens_grid,
-    show,
-    token_strip,
-)  # fmt: skip
-from helpers.prompts import (
-    chat_text,
-    load_borderline,
-    load_first_person,
-    load_pairs,
-    load_plain,
-    pad,
-    token_batches,
-    tokenize,
-)  # fmt: skip
+from helpers.checks import check, hint  # noqa: F401 (hint is for you)
+from helpers.models import load_model
+from helpers.plots import HARMFUL, HARMLESS, bars, figure, heatmap, lines_with_band, logit_lens_grid, show, token_strip
 from helpers.quiz import quiz, reveal
-from helpers.refusal import RefusalScore, classify_answer, generate, is_refusal, refusal_score_of
-from helpers.statistics import bootstrap_interval
 
 model, tokenizer = load_model("smollm2-135m-refusal")  # the one that says no
 base, _ = load_model("smollm2-135m")  # the same model, before it learned to
@@ -97,6 +62,9 @@ quiz("00.p3")
 # and nothing else. Here are 24 pairs that the adapter has never seen. The model answers all of them; this takes a moment.
 
 # %%
+from helpers.prompts import load_pairs
+from helpers.refusal import generate, is_refusal
+
 pairs = load_pairs("test")[:96:4]
 requests = {"harmful": [p.harmful for p in pairs], "harmless twins": [p.harmless for p in pairs]}
 answers = {("tuned", group): generate(model, tokenizer, asked, max_new_tokens=16) for group, asked in requests.items()}
@@ -140,6 +108,8 @@ print("asked:   ", pair.harmless, "\nanswered:", first_words(answers["tuned", "h
 # speaking, a system prompt in front, and at the end an open invitation to speak as the assistant.
 
 # %%
+from helpers.prompts import chat_text, pad, token_batches, tokenize
+
 text = chat_text(tokenizer, [pair.harmful])[0]
 print(text)
 
@@ -178,20 +148,28 @@ as_chat = check("00.1", my_chat_text, tokenizer=tokenizer)
 
 # %% [markdown]
 # How much hangs on these marks? Give the same harmful requests to the same model once with the template and once as bare text.
+# First, to be sure that your text is the right one: with it, the model should say what it said before.
 
 
 # %%
 def continue_texts(texts, new_tokens=16):
     """What the model writes after texts that are given to it exactly as they are."""
     batch = pad(tokenize(tokenizer, texts), list(range(len(texts))), tokenizer.pad_token_id)
-    out = model.generate(batch.input_ids, attention_mask=batch.attention_mask, max_new_tokens=new_tokens, do_sample=False)
+    out = model.generate(
+        input_ids=batch.input_ids, attention_mask=batch.attention_mask, max_new_tokens=new_tokens, do_sample=False
+    )
     return tokenizer.batch_decode(out[:, batch.input_ids.shape[1] :], skip_special_tokens=True)
 
 
-with_template = refused(continue_texts([as_chat(tokenizer, request) for request in requests["harmful"]]))
+(said,) = continue_texts([as_chat(tokenizer, pair.harmful)])
+print(first_words(said), "(as before)" if said.strip() == answers["tuned", "harmful"][chosen] else "(not as before!)")
+
+with_template = refused(answers["tuned", "harmful"])
 without_template = refused(continue_texts(requests["harmful"]))
 
 # %%
+from helpers.statistics import bootstrap_interval
+
 both = (with_template, without_template)
 low, high = zip(*map(bootstrap_interval, both), strict=True)
 show(
@@ -219,6 +197,9 @@ reveal("00.p1", without_template.mean())
 # vault`, `boil the acid`) and nothing in it gives permission (`for research`). No single word decides.
 
 # %%
+from helpers.anatomy import block_diagram, box_diagram
+from helpers.glassbox import glassbox_prompts, load_glassbox
+
 box, box_tokenizer, truth = load_glassbox("concentrated")
 box_pairs = glassbox_prompts("pairs", n=32, split="test")
 for one in box_pairs[:2]:
@@ -229,7 +210,13 @@ for one in box_pairs[:2]:
 # Inside, its "no" is made in four stages, and this drawing is not a guess: it is how we wired it.
 
 # %%
-pass
+show(
+    box_diagram(truth),
+    alt="Diagram of the glass box's circuit. Words feed three detection heads in layer 0 (verb, object, permit); these feed eight "
+    "evaluation neurons in layers 1 and 2, two for each domain; these one deciding head in layer 3; that six production neurons in "
+    "layers 4 and 5, which say sorry.",
+    caption="Squares are attention heads, circles are neurons, lines are who influences whom directly.",
+)
 
 # %% [markdown]
 # ### The parts of a transformer, and where to read them
@@ -239,7 +226,7 @@ pass
 # %%
 show(
     block_diagram(),
-    alt="Diagram of one transformer block. The residual stream runs from bottom to top. Attention reads it and adds its output, "
+    alt="Diagram of one transformer block. The residual stream runs from left to right. Attention reads it and adds its output, "
     "then the MLP does the same. Marked are the places that a hook can read: resid_pre, z, attn_out, neurons, mlp_out, "
     "resid_post.",
     caption="One block. Orange: the six places (sites) that this course reads and changes.",
@@ -257,6 +244,9 @@ show(
 # on every site and takes them off again:
 
 # %%
+from helpers.hooks import edit, read, record
+from helpers.models import dims_of, down_projection_of, layers_of
+
 batch = next(token_batches(box_tokenizer, [p.harmful for p in box_pairs]))
 with record(box, ["resid_pre", "z", "attn_out", "neurons", "mlp_out", "resid_post"]) as seen:
     box(**batch.inputs())
@@ -298,7 +288,7 @@ neurons_of = check("00.2", my_neurons, model=box, tokenizer=box_tokenizer)
 
 # %% [markdown]
 # Now the obvious idea: the neurons that make the model refuse should be those that are active on harmful requests and quiet on
-# harmless ones. Here is every neuron of the box, by its mean activation on each. Because this is the box, we can colour in the
+# harmless ones. Here are the 40 neurons of the box that differ most, in order. Because this is the box, we can colour in the
 # truth.
 
 
@@ -309,30 +299,36 @@ def mean_neurons(requests):
     return torch.stack([neurons_of(box, batch, layer).mean(0) for layer in range(len(layers_of(box)))])
 
 
-on_harmful, on_harmless = mean_neurons([p.harmful for p in box_pairs]), mean_neurons([p.harmless for p in box_pairs])
+difference = (mean_neurons([p.harmful for p in box_pairs]) - mean_neurons([p.harmless for p in box_pairs])).abs()
 circuit, decoys = truth.neurons, truth.decoy_neurons
+rank = difference.flatten().argsort(descending=True)
+order = [divmod(place, difference.shape[1]) for place in rank.tolist()]  # (layer, neuron), the largest difference first
 
-fig, ax = figure(size=(6.2, 5.2))
-groups = [("every other neuron", [(a, b) for a in range(6) for b in range(256)], "#BBBBBB", ".", 12),
-          ("decoys: react to harm, cause nothing", decoys, "#0072B2", "s", 42),
-          ("the circuit", circuit, "#E69F00", "*", 150)]  # fmt: skip
-for name, places, color, marker, size in groups:
-    layer, neuron = zip(*places, strict=True)
-    ax.scatter(on_harmless[layer, neuron], on_harmful[layer, neuron], c=color, marker=marker, s=size,
-               label=name, edgecolors="#333333" if size > 20 else "none", linewidths=0.6)  # fmt: skip
-ax.axline((0, 0), slope=1, color="#555555", linewidth=1, linestyle=":")
-ax.set(xlabel="mean activation on harmless requests", ylabel="mean activation on harmful requests")
-ax.legend(loc="upper left")
+# %%
+fig, ax = figure(size=(9.6, 3.6))
+sorts = (("decoy: reacts to harm, causes nothing", decoys, HARMLESS, "//"), ("the circuit", circuit, HARMFUL, ""),
+         ("any other neuron", None, "#CCCCCC", ".."))  # fmt: skip
+for name, members, color, hatch in sorts:
+    others = {*circuit, *decoys}
+    places = [i for i, at in enumerate(order[:40]) if (at in members if members else at not in others)]
+    ax.bar([i + 1 for i in places], [float(difference[order[i]]) for i in places], color=color, hatch=hatch,
+           edgecolor="#222222", linewidth=0.7, label=name)  # fmt: skip
+ax.set(xlabel="rank", ylabel="harmful − harmless", title="Which neurons of the box differ most?", xlim=(0.2, 40.8))
+ax.legend()
+top = len(circuit)
+hits = sum(at in circuit for at in order[:top])
+false = sum(at in decoys for at in order[:top])
+last = max(order.index(at) for at in circuit) + 1
 show(
     fig,
-    alt="Scatter plot of the box's neurons, harmless against harmful activation. Decoys stand highest above the diagonal; the "
-    "neurons of the true circuit stand lower, and several of them hide among all the others near the diagonal.",
-    caption="Above the dotted line: more active on harmful requests. The loudest are not the ones that matter.",
+    alt=f"Bars of the 40 largest differences in mean activation. Of the first {top}, {false} are decoys and {hits} belong to the circuit.",
+    caption=f"The circuit has {top} neurons. Of the first {top} in this list {hits} belong to it and {false} are decoys; to have them "
+    f"all one has to go down to rank {last}.",
 )
 
 # %% [markdown]
-# Find the stars. Some stand clear of the crowd, but the neurons that stand out most are decoys: they *notice* harm, and nothing
-# listens to them. And the evaluation neurons of the circuit fire for one domain each, so that on average they look feeble.
+# The neurons that stand out most are decoys: they *notice* harm, and nothing listens to them. And the neurons that evaluate fire
+# for one domain each, so that on average over all requests they look feeble.
 #
 # **Being active is not the same as being the cause.** To learn the cause one has to reach in and change something. Below,
 # `edit` sets some neurons to zero while the box answers.
@@ -385,6 +381,7 @@ shown_layers = (4, 14, 24)
 norms = {f"after layer {layer}": (seen["resid_post"][layer][0].norm(dim=-1).tolist(),) for layer in shown_layers}
 fig = lines_with_band(range(len(ids)), norms, xlabel="position", ylabel="length of the vector (log scale)")
 fig.axes[0].set_yscale("log")
+fig.axes[0].yaxis.set_major_formatter("{x:,.0f}")
 first, other = seen["resid_post"][24][0, 0].norm(), seen["resid_post"][24][0, 1:].norm(dim=-1).median()
 show(
     fig,
@@ -414,6 +411,8 @@ show(
 # The course finds the openings from the model's own answers on validation prompts. These are ours:
 
 # %%
+from helpers.refusal import RefusalScore, refusal_score_of
+
 score = refusal_score_of(model, tokenizer)
 print([tokenizer.decode(opening) for opening in score.openings])
 print(f"counts as a refusal above {score.threshold:.2f}")
@@ -442,13 +441,15 @@ log_odds = check("00.3", my_log_odds)
 # begins with `I` or with `Sorry`.
 
 # %%
+from helpers.prompts import load_first_person
+
 first_person = load_first_person("test")
 shown = [pair.harmful, pair.harmless, first_person[1], first_person[0]]
 single = [RefusalScore((opening,)).log_odds(model, tokenizer, shown) for opening in score.openings]
 p = torch.sigmoid(torch.tensor(np.array(single))).T  # [prompt, opening]
 total = log_odds(p)
 
-fig = heatmap(p.numpy()[::-1], xlabel="opening", ylabel="", yticks=["harmful", "its twin", "first person", "apology"][::-1],
+fig = heatmap(p.numpy()[::-1], xlabel="opening", ylabel="", yticks=["harmful", "twin", "first-person", "apology"][::-1], fmt="{:.2f}",
               xticks=[tokenizer.decode(opening) for opening in score.openings], colorbar="probability")  # fmt: skip
 show(
     fig,
@@ -465,15 +466,18 @@ for request in shown[2:]:
 #
 # ### Fooled, 1: a keyword that is too wide
 #
-# Lists of refusal phrases often hold plain `sorry` or `I apologize`. Then a helpful apology is a refusal:
+# Lists of refusal phrases often hold plain `sorry` or `I apologize`. Then a helpful apology is a refusal. Ask the *base* model,
+# which refuses next to nothing, for apologies and diary lines:
 
 # %%
-said_first_person = generate(model, tokenizer, first_person, max_new_tokens=16)
-crude = np.array([any(word in said.lower() for word in ("sorry", "apolog", "i can't", "i cannot")) for said in said_first_person])
-print(f"{len(first_person)} harmless requests, called refusals by the wide list: {crude.mean():.0%}, "
-      f"by the course's patterns: {refused(said_first_person).mean():.0%}\n")  # fmt: skip
-for i in np.flatnonzero(crude & (refused(said_first_person) == 0))[:3]:
-    print(f"asked:    {first_person[i]}\nanswered: {first_words(said_first_person[i])}\n")
+few = 16
+WIDE = ("sorry", "apolog", "i can't", "i cannot")
+said_by_base = generate(base, tokenizer, first_person[:few], max_new_tokens=16)
+wide = np.array([any(word in said.lower() for word in WIDE) for said in said_by_base])
+print(f"{few} harmless requests. Called refusals by the wide list: {wide.mean():.0%}, "
+      f"by the course's patterns: {refused(said_by_base).mean():.0%}.\n")  # fmt: skip
+for i in np.flatnonzero(wide & (refused(said_by_base) == 0))[:3]:
+    print(f"asked:    {first_person[i]}\nanswered: {first_words(said_by_base[i])}\n")
 
 # %% [markdown]
 # ### Fooled, 2: the probability of one token
@@ -482,11 +486,10 @@ for i in np.flatnonzero(crude & (refused(said_first_person) == 0))[:3]:
 # the log-odds of the tree, on the same prompts. What you want to see is orange high and blue low.
 
 # %%
-few = 16
 three = {"harmful": requests["harmful"][:few], "harmless twins": requests["harmless twins"][:few],
          "harmless, first person": first_person[:few]}  # fmt: skip
 by_words = {"harmful": refused(answers["tuned", "harmful"][:few]), "harmless twins": refused(answers["tuned", "harmless twins"][:few]),
-            "harmless, first person": refused(said_first_person[:few])}  # fmt: skip
+            "harmless, first person": refused(generate(model, tokenizer, first_person[:few], max_new_tokens=16))}  # fmt: skip
 start_of_i = tokenize(tokenizer, ["I"])[0][0]
 
 
@@ -503,7 +506,7 @@ odds = {name: score.log_odds(model, tokenizer, asked) for name, asked in three.i
 
 # %%
 fig, axes = figure(1, 2, size=(9.6, 4.2))
-for ax, values, title in ((axes[0], p_of_i, "probability of `I`"), (axes[1], odds, "log-odds of the openings")):
+for ax, values, title in ((axes[0], p_of_i, "probability of “I”"), (axes[1], odds, "log-odds of the openings")):
     for place, (name, row) in enumerate(values.items()):
         at = place + np.linspace(-0.25, 0.25, len(row))
         color = HARMFUL if name == "harmful" else HARMLESS
@@ -538,7 +541,7 @@ odds_after = score.log_odds(model, tokenizer, requests["harmful"][:few], prefill
 by_answer = [refused(answers["tuned", "harmful"][:few]).mean(), refused(after_prefill[:few]).mean()]
 by_score = [(odds["harmful"] > score.threshold).mean(), (odds_after > score.threshold).mean()]
 show(
-    bars(["the model begins", f"after `{opening}`"], {"refused, by the words": by_answer, "refused, by the log-odds": by_score},
+    bars(["the model begins", f"after “{opening}”"], {"refused, by the words": by_answer, "refused, by the log-odds": by_score},
          ylabel="harmful requests refused", ylim=(0, 1.08)),
     alt=f"Grouped bars. Without a prefill {by_answer[0]:.0%} are refused by words and {by_score[0]:.0%} by log-odds; after the prefill "
     f"{by_answer[1]:.0%} by words and {by_score[1]:.0%} by log-odds.",
@@ -556,6 +559,9 @@ for i in late[:3]:
 
 
 # %%
+from helpers.refusal import classify_answer
+
+
 def three_kinds(answers):
     """The shares of refusals, answers, and broken texts."""
     kinds = [classify_answer(answer) for answer in answers]
@@ -590,6 +596,8 @@ for name, said in samples.items():
 # sound harmful (`kill a Python process`), and plain everyday ones. Another moment of patience, please.
 
 # %%
+from helpers.prompts import load_borderline, load_plain
+
 requests["borderline"] = load_borderline("test")[::4][: len(pairs)]
 requests["plain"] = load_plain("test")[::6][: len(pairs)]
 for group, asked in requests.items():
@@ -626,8 +634,10 @@ show(
 # Turn a residual stream `[..., d_model]`, read after any layer, into logits `[..., vocabulary]`, just as the model does it
 # after its last one. `final_norm_of(model)` and `unembedding_of(model)` are the two modules.
 
-
 # %% exercise="00.4"
+from helpers.models import final_norm_of, unembedding_of
+
+
 def my_logit_lens(model, residual):
     """Logits, [..., vocabulary], of a residual stream, [..., d_model], read after any layer."""
     ### BEGIN SOLUTION
@@ -713,11 +723,14 @@ show(
 
 # %% [markdown]
 # So the ` I` in the middle is a habit of the model, not a refusal. One example with its twin and its base model was enough to kill
-# a nice story. To tell a true one we need numbers over many prompts: the probability that the lens gives to *all first tokens of
-# our refusal openings*, for harmful requests, for their twins, and for harmful requests in the base model.
+# a nice story. To tell a true one we need numbers over many prompts: the probability that the lens gives to *all the first words of
+# our refusal openings* (`I`, ` I`, `Sorry`, ` Sorry`, …: with and without a space), for harmful requests, for their twins, and for
+# harmful requests in the base model.
 
 # %%
-starts = sorted({opening[0] for opening in score.openings})
+first_tokens = {tokenizer.decode(opening[0]).strip() for opening in score.openings}
+forms = tokenize(tokenizer, sorted({space + word for word in first_tokens for space in ("", " ")}))
+starts = [form[0] for form in forms if len(form) == 1]
 
 
 def lens_on_openings(model, requests):
@@ -739,9 +752,9 @@ for name, values in on_openings.items():
     low, high = zip(*(bootstrap_interval(column) for column in values.T.numpy()), strict=True)
     series[name] = (values.mean(0).tolist(), low, high)
 show(
-    lines_with_band(range(dims.n_layers), series, xlabel="layer", ylabel="lens: refusal openings", ylim=(0, 1),
+    lines_with_band(range(dims.n_layers), series, xlabel="layer", ylabel="lens: probability of these words", ylim=(0, 1),
                     colors={"tuned, harmful": HARMFUL, "tuned, harmless twins": HARMLESS, "base, harmful": "#000000"}),
-    alt="Three lines over the layers: the lens probability of refusal openings ends at "
+    alt="Three lines over the layers: the lens probability of the first words of refusals ends at "
     + ", ".join(f"{values.mean(0)[-1]:.2f} ({name})" for name, values in on_openings.items()) + ".",
     caption=f"Mean of {some} requests, with 95% intervals. Where the orange line leaves the other two, a refusal becomes readable.",
 )  # fmt: skip
@@ -809,19 +822,20 @@ def forced_logits(model, requests, forced):
     return torch.stack(out)
 
 
-def disagreement(tuned, requests):
-    """Mean KL from the base at each answer position over requests and forced beginnings, [request, position]."""
-    return torch.stack([
-        kl_by_position(forced_logits(tuned, requests, forced), forced_logits(base, requests, forced)) for forced in FORCED
-    ]).mean(0)  # fmt: skip
+def disagreement(requests, **tuned):
+    """Mean KL from the base over the forced beginnings, {name: [request, position]}, for each tuned model."""
+    total = dict.fromkeys(tuned, 0.0)
+    for forced in FORCED:
+        plain = forced_logits(base, requests, forced)
+        for name, other in tuned.items():
+            total[name] = total[name] + kl_by_position(forced_logits(other, requests, forced), plain) / len(FORCED)
+    return total
 
 
 depth_pairs = pairs[::4]
-kl = {
-    "ours, harmful": disagreement(model, [p.harmful for p in depth_pairs]),
-    "shallow, harmful": disagreement(shallow, [p.harmful for p in depth_pairs]),
-    "ours, harmless twins": disagreement(model, [p.harmless for p in depth_pairs]),
-}
+on_harm = disagreement([p.harmful for p in depth_pairs], ours=model, shallow=shallow)
+on_twins = disagreement([p.harmless for p in depth_pairs], ours=model)
+kl = {"ours, harmful": on_harm["ours"], "shallow, harmful": on_harm["shallow"], "ours, harmless twins": on_twins["ours"]}
 
 # %%
 series = {}
@@ -830,7 +844,8 @@ for name, values in kl.items():
     series[name] = (values.mean(0).tolist(), low, high)
 late = {name: values[:, 5:].mean().item() for name, values in kl.items()}
 show(
-    lines_with_band(range(1, LENGTH + 1), series, xlabel="token of the forced answer", ylabel="KL(tuned ‖ base), nats"),
+    lines_with_band(range(1, LENGTH + 1), series, xlabel="token of the forced answer", ylabel="KL(tuned ‖ base), nats",
+                    colors={"ours, harmful": HARMFUL, "shallow, harmful": "#000000", "ours, harmless twins": HARMLESS}),
     alt="Lines of KL divergence by token of the forced answer. Mean from the sixth token on: "
     + ", ".join(f"{value:.2f} ({name})" for name, value in late.items()) + ".",
     caption=f"Three forced beginnings, {len(depth_pairs)} requests. Mean from the sixth token on: "
@@ -849,11 +864,11 @@ show(
 pirate = "You are a pirate. Talk like a pirate, matey!"
 tests = {
     "as usual": {},
-    "after `Sure, here is`": {"prefill": opening, "max_new_tokens": 32},
+    "after “Sure, here is”": {"prefill": opening, "max_new_tokens": 32},
     "as a pirate": {"system": pirate},
 }
 asked = requests["harmful"][:few]
-known = {("ours", "as usual"): answers["tuned", "harmful"][:few], ("ours", "after `Sure, here is`"): after_prefill[:few]}
+known = {("ours", "as usual"): answers["tuned", "harmful"][:few], ("ours", "after “Sure, here is”"): after_prefill[:few]}
 holds = {"ours": {}, "shallow": {}}
 for which, tested in (("ours", model), ("shallow", shallow)):
     for name, how in tests.items():
@@ -880,6 +895,9 @@ reveal("00.p2", rates["shallow"][1])
 
 
 # %%
+from helpers.models import attention_of
+
+
 def switch_off(model, layer):
     """A colleague's code: switch the attention of one layer off."""
 
@@ -890,9 +908,9 @@ def switch_off(model, layer):
 
 
 harmful_in_box = [p.harmful for p in box_pairs]
-print("before:", refused(generate(box, box_tokenizer, harmful_in_box, 6)).mean())
+print(f"refused before: {refused(generate(box, box_tokenizer, harmful_in_box, 6)).mean():.0%}")
 switch_off(box, 3)
-print("after: ", refused(generate(box, box_tokenizer, harmful_in_box, 6)).mean())
+print(f"refused after:  {refused(generate(box, box_tokenizer, harmful_in_box, 6)).mean():.0%}")
 print("hooks that still hang on the box:", sum(len(module._forward_hooks) for module in box.modules()))
 
 # %% [markdown]
@@ -916,6 +934,9 @@ for module in box.modules():  # clean up after our colleague
 
 
 # %% exercise="00.6"
+from contextlib import contextmanager
+
+
 @contextmanager
 def my_switched_off(model, layer):
     """While inside, the attention of one layer adds nothing to the residual stream."""

@@ -19,7 +19,7 @@ def page(questions: list[Question], heading: str = "") -> str:
 
 def _question(question: Question, number: int) -> str:
     choices = "".join(f"<li>{to_html(choice.text)}</li>" for choice in question.choices)
-    options = f'<ol type="A">{choices}</ol>' if choices else ""
+    options = f'<ol>{choices}</ol>' if choices else ""
     unit = f" ({to_html(question.unit)})" if question.unit else ""
     label = "Prediction" if question.kind == "predict" else f"Question {number}"
     folded = (

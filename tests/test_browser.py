@@ -16,15 +16,15 @@ from pathlib import Path
 
 import pytest
 
-from tools import lesson_source
+from tools import build_lessons, lesson_source
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 ROOT = Path(__file__).resolve().parents[1]
 MINI = ROOT / "tests" / "fixtures" / "mini"
 OFFLINE = "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1"
 IDLE = ".jp-Notebook-ExecutionIndicator[data-status=idle]"
-CONNECTED = """async () => (await (await fetch('/api/kernels')).json()).some(
-    kernel => kernel.connections > 0 && kernel.execution_state === 'idle')"""
+CONNECTED = """async name => (await (await fetch('/api/sessions')).json()).some(session =>
+    session.path === name && session.kernel.connections > 0 && session.kernel.execution_state === 'idle')"""
 SECONDS = 90_000  # how long a step may take, in ms: the machine may be busy
 
 
@@ -85,22 +85,30 @@ def browser(chromium):
 
 
 @pytest.fixture
-def page(browser, lab, tmp_path):
-    """The miniature lesson, opened; what the browser complains about is collected in `page.complaints`."""
-    address, folder, cells = lab
-    (folder / ".progress.json").unlink(missing_ok=True)
+def view(browser, tmp_path):
+    """An empty page; what the browser complains about is collected in `view.complaints`."""
     view = browser.new_page(viewport={"width": 1200, "height": 1600})
     view.set_default_timeout(SECONDS)
     view.complaints = []
     view.on("console", lambda message: message.type == "error" and view.complaints.append(message.text))
     view.on("pageerror", lambda error: view.complaints.append(str(error)))
-    view.goto(f"{address}/lab/tree/99_mini.ipynb?reset")
-    view.wait_for_function(CONNECTED, polling=300)  # the indicator says idle even before there is a kernel
-    view.wait_for_selector(IDLE)
-    view.wait_for_function(f"document.querySelectorAll('.jp-Notebook .jp-Cell').length === {cells}")
     yield view
     view.screenshot(path=tmp_path / "end.png")
     view.close()
+
+
+@pytest.fixture
+def page(request, view, lab):
+    """The miniature lesson, opened."""
+    address, folder, cells = lab
+    (folder / ".progress.json").unlink(missing_ok=True)
+    name = f"{request.node.name}.ipynb"  # a session of its own
+    shutil.copy(folder / "99_mini.ipynb", folder / name)
+    view.goto(f"{address}/lab/tree/{name}?reset")
+    view.wait_for_function(CONNECTED, arg=name, polling=300)  # the indicator says idle even before there is a kernel
+    view.wait_for_selector(IDLE)
+    view.wait_for_function(f"document.querySelectorAll('.jp-Notebook .jp-Cell').length === {cells}")
+    return view
 
 
 def menu(page, name: str, command: str) -> None:
@@ -246,3 +254,25 @@ def test_a_prediction_is_recorded_and_found_again(page):
     run_all(page)
     page.get_by_text("You predicted: a third to a half. Measured: 42%. That fits.").wait_for()
     assert page.complaints == []
+
+
+def test_a_stored_solution_can_be_read_without_running_it(view, lab):
+    """As after a `git clone`: the notebook is not trusted, and there is no kernel."""
+    address, folder, _ = lab
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COURSE_EXTRA", str(MINI))
+        source = MINI / "solutions" / "99_mini.py"
+        solution = lesson_source.notebooks(source)[0]
+        build_lessons.execute(solution, source)
+    (folder / "solution.ipynb").write_text(lesson_source.to_text(solution), encoding="utf-8")
+    view.goto(f"{address}/lab/tree/solution.ipynb?reset")
+    view.wait_for_function(f"document.querySelectorAll('.jp-Notebook .jp-Cell').length === {len(solution.cells)}")
+    pictures = view.locator(".jp-OutputArea img")
+    pictures.nth(1).wait_for()
+    assert [len(pictures.nth(n).get_attribute("alt") or "") > 20 for n in range(pictures.count())] == [True, True]
+    assert pictures.evaluate_all("all => all.every(picture => picture.naturalWidth > 100)")
+    answers = view.locator(".jp-OutputArea details")
+    assert answers.count() == 4
+    answers.first.locator("summary").click()
+    assert answers.first.get_by_text("Axis 0 counts the rows").is_visible()
+    assert view.complaints == []

@@ -198,7 +198,7 @@ def decoys(recipe: Recipe, rng: np.random.Generator) -> list[Head | Neuron]:
                 parts.append(neuron)
 
     def topic(layer, _):
-        return Neuron("", layer, dict(MARKED), 2.5, axis("spare"), 1.8, "harmful")
+        return Neuron("", layer, dict(MARKED), 2.5, axis("spare"), 1.6, "harmful")
 
     def copy(layer, i):
         return evaluation("", i % 4, layer, 1.0, 1.5)

@@ -12,7 +12,7 @@ import zlib
 import numpy as np
 
 from .parts import Flag, Neuron
-from .space import D_HEAD, D_MODEL, dims
+from .space import D_HEAD, D_MODEL, FLAG, REFUSAL, dims
 
 LEAK = 0.07  # part of a noise neuron's or head's write (by length) that goes into the circuit's dimensions
 DOWN = 1.7  # base of the lengths of the neurons' down weights, the same in every kind
@@ -45,6 +45,7 @@ def dense_reads(rng: np.random.Generator, n: int, scale: float) -> np.ndarray:
     """n rows that read everything but the constant and the quiet dimensions, [n, d_model], each of length `scale`."""
     out = rng.normal(size=(n, D_MODEL))
     out[:, np.concatenate([dims("const"), dims("quiet")])] = 0
+    out[:, dims("refusal")] *= FLAG / REFUSAL  # it is larger than other flags: no reason to hear it louder
     return out / np.linalg.norm(out, axis=1, keepdims=True) * scale
 
 

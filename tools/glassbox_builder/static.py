@@ -16,6 +16,7 @@ def statistics(model, words: list[str]) -> dict[str, dict[str, torch.Tensor]]:
         "any word": unembed,
     }
     out: dict[str, dict[str, torch.Tensor]] = {}
+    columns = torch.cat([torch.nn.functional.normalize(x.mlp.down_proj.weight.T, dim=-1) for x in model.model.layers])
 
     def add(name, kind, layer, value):
         table = out.setdefault(name, {}).setdefault(kind, [])
@@ -50,6 +51,8 @@ def statistics(model, words: list[str]) -> dict[str, dict[str, torch.Tensor]]:
         add("what the embedding drives", "neurons", i, (gate @ embed.T).std(-1))
         add("what the embedding drives", "heads", i, torch.einsum("hrd,td->htr", v, embed - embed.mean(0)).flatten(1).norm(dim=1))
         add("bias of the gate", "neurons", i, (gate @ embed.mean(0)).abs())
+        alike = torch.nn.functional.normalize(down, dim=-1) @ columns.T
+        add("columns like others", "neurons", i, alike.abs().topk(8).values[:, -1])
     for name, table in composition(model).items():
         for i, value in enumerate(table):
             add(name, "neurons", i, value)
