@@ -105,7 +105,13 @@ def page(request, view, lab):
     name = f"{request.node.name}.ipynb"  # a session of its own
     shutil.copy(folder / "99_mini.ipynb", folder / name)
     view.goto(f"{address}/lab/tree/{name}?reset")
-    view.wait_for_function(CONNECTED, arg=name, polling=300)  # the indicator says idle even before there is a kernel
+    from playwright.sync_api import TimeoutError
+
+    try:  # the indicator says idle even before there is a kernel
+        view.wait_for_function(CONNECTED, arg=name, polling=300, timeout=SECONDS / 3)
+    except TimeoutError:  # on a busy machine a page may miss its kernel's start: reload, as a person would
+        view.reload()
+        view.wait_for_function(CONNECTED, arg=name, polling=300)
     view.wait_for_selector(IDLE)
     view.wait_for_function(f"document.querySelectorAll('.jp-Notebook .jp-Cell').length === {cells}")
     return view
