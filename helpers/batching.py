@@ -21,13 +21,15 @@ def in_batches(
     while len(results) < len(items):
         part = list(items[len(results) : len(results) + batch_size])
         try:
-            done = run(part)
-        except torch.OutOfMemoryError:
-            if len(part) == 1:
+            results.extend(run(part))
+        except RuntimeError as error:
+            if len(part) == 1 or not out_of_memory(error):
                 raise
             batch_size = len(part) // 2
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
-            continue
-        results.extend(done)
     return results
+
+
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether a device ran out of memory. Apple's GPUs and CPUs say so in words only."""
+    words = ("MPS backend out of memory", "not enough memory", "can't allocate memory")
+    return isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in words)

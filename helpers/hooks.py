@@ -20,8 +20,8 @@ from .batching import in_batches
 from .models import (
     attention_write_of,
     body_of,
+    dims_of,
     down_projection_of,
-    embedding_of,
     layers_of,
     mlp_write_of,
     out_projection_of,
@@ -49,6 +49,12 @@ def check_site(model, site: str, layer: int) -> None:
     count = len(layers_of(model))
     if isinstance(layer, bool) or not isinstance(layer, int) or not 0 <= layer < count:
         raise ValueError(f"There is no layer {layer!r}: this model's layers are 0 to {count - 1}.")
+
+
+def width_of(model, site: str) -> int:
+    """How many channels a site has."""
+    dims = dims_of(model)
+    return {"z": dims.n_heads * dims.d_head, "neurons": dims.d_mlp}.get(site, dims.d_model)
 
 
 def _changed(function: Edit, activation: torch.Tensor) -> torch.Tensor:
@@ -82,18 +88,6 @@ def _hang(module: torch.nn.Module, side: str, function: Edit):
 
 
 @contextmanager
-def _hung(places: Iterable[tuple[torch.nn.Module, str, Edit]]) -> Iterator[None]:
-    handles = []
-    try:
-        for module, side, function in places:
-            handles.append(_hang(module, side, function))
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-@contextmanager
 def edit(model, edits: Iterable[tuple[str, int, Edit]]) -> Iterator[None]:
     """While inside, each (site, layer, function) may replace an activation.
 
@@ -103,9 +97,15 @@ def edit(model, edits: Iterable[tuple[str, int, Edit]]) -> Iterator[None]:
     layers, edits = layers_of(model), list(edits)
     for site, layer, _ in edits:
         check_site(model, site, layer)
-    places = [(_PLACES[site][0](layers[layer]), _PLACES[site][1], function) for site, layer, function in edits]
-    with _hung(places):
+    handles = []
+    try:
+        for site, layer, function in edits:
+            module_of, side = _PLACES[site]
+            handles.append(_hang(module_of(layers[layer]), side, function))
         yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _check_sites(model, sites: Sequence[str], layers: Iterable[int] | None) -> tuple[list[str], list[int]]:
@@ -145,7 +145,7 @@ def record(
         yield seen
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference_mode: what is read may be changed in place, or used in training, later
 def read(
     model,
     tokenizer,
@@ -196,22 +196,44 @@ def read(
     return {site: x[:, :, 0] if single else x for site, x in out.items()}
 
 
-def patch(model, site: str, layer: int, value: torch.Tensor, positions=None, channels=None):
+def patch(model, site: str, layer: int, value, positions=None, channels=None):
     """While inside, a place holds `value` instead of its own activation.
 
-    value: broadcast to [batch, position, channel] of what is replaced. positions, channels: only these (indices
-    into the padded batch, so -1 is the last position when padded at the left); None for all.
+    value: a number or tensor, broadcast to [batch, position, channel] of what is replaced. positions, channels: only
+    these (indices into the padded batch, so -1 is the last position when padded at the left); None for all.
+    Raises ValueError for a channel that is not there or a value of another width, before any hook.
     """
     check_site(model, site, layer)
-    positions = slice(None) if positions is None else torch.as_tensor(positions)
-    channels = slice(None) if channels is None else torch.as_tensor(channels)
+    value = torch.as_tensor(value).detach()
+    width = width_of(model, site)
+    chosen = list(range(width)) if channels is None else torch.as_tensor(channels).reshape(-1).tolist()
+    for channel in chosen:
+        if not -width <= channel < width:
+            raise ValueError(f"There is no channel {channel} in {site}: its channels are 0 to {width - 1}.")
+    if value.dim() > 3 or value.dim() and value.shape[-1] not in (1, len(chosen)):
+        raise ValueError(
+            f"The value has shape {tuple(value.shape)}, but {len(chosen)} channels of {site} are to be replaced: "
+            f"give a number, or a tensor of shape [batch, position, {len(chosen)}] or [{len(chosen)}]."
+        )
+
+    rows = slice(None) if positions is None else torch.as_tensor(positions).reshape(-1)
+    columns = slice(None) if channels is None else torch.tensor(chosen)
 
     def function(activation: torch.Tensor) -> torch.Tensor:
+        length = activation.shape[1]
+        if positions is not None and not all(-length <= row < length for row in rows.tolist()):
+            raise ValueError(f"Positions {rows.tolist()} are not all in this forward, which has {length}.")
+        # Chosen positions times chosen channels, not one channel for each position.
+        both = positions is not None and channels is not None
+        place = (slice(None), rows[:, None] if both else rows, columns)
         new = activation.clone()
-        rows = new[:, positions] if isinstance(positions, slice) else new[:, positions.reshape(-1)]
-        part = rows.clone()
-        part[..., channels] = value.to(part)
-        new[:, positions if isinstance(positions, slice) else positions.reshape(-1)] = part
+        try:
+            new[place] = value.to(new)
+        except RuntimeError:
+            raise ValueError(
+                f"The value has shape {tuple(value.shape)}, which does not fit the [batch, position, channel] "
+                f"that it replaces, {tuple(new[place].shape)}."
+            ) from None
         return new
 
     return edit(model, [(site, layer, function)])
@@ -219,7 +241,7 @@ def patch(model, site: str, layer: int, value: torch.Tensor, positions=None, cha
 
 def check_direction(model, direction: torch.Tensor, length: float | None = 1.0) -> torch.Tensor:
     """The direction as float32, or a ValueError: wrong shape, not finite, or (unless length is None) not a unit."""
-    width = embedding_of(model).weight.shape[1]
+    width = dims_of(model).d_model
     if not isinstance(direction, torch.Tensor) or direction.shape != (width,):
         got = tuple(direction.shape) if isinstance(direction, torch.Tensor) else type(direction).__name__
         raise ValueError(f"A direction of this model is a tensor of shape ({width},), not {got}.")
@@ -234,8 +256,7 @@ def check_direction(model, direction: torch.Tensor, length: float | None = 1.0) 
     return direction
 
 
-@contextmanager
-def ablate_direction(model, direction: torch.Tensor, layers: Iterable[int] | None = None) -> Iterator[None]:
+def ablate_direction(model, direction: torch.Tensor, layers: Iterable[int] | None = None):
     """While inside, nothing can write along a unit direction [d_model]: x - (x . r) r after the embedding and after
     every attention and MLP (Arditi et al. 2024, section 2.4). layers: only these layers' writes, and no embedding.
 
@@ -244,14 +265,14 @@ def ablate_direction(model, direction: torch.Tensor, layers: Iterable[int] | Non
     direction = check_direction(model, direction)
 
     def remove(activation: torch.Tensor) -> torch.Tensor:
-        r = direction.to(activation)
-        return activation - (activation @ r)[..., None] * r
+        r, x = direction.to(activation.device), activation.float()  # in 16 bits, r would not have length 1
+        return x - (x @ r)[..., None] * r
 
     chosen = range(len(layers_of(model))) if layers is None else list(layers)
     writes = [(site, layer, remove) for layer in chosen for site in ("attn_out", "mlp_out")]
-    embedding = [(embedding_of(model), "output", remove)] if layers is None else []
-    with edit(model, writes), _hung(embedding):
-        yield
+    # What enters the first block is all that the embeddings write, those of positions (GPT-2) among them.
+    embedding = [("resid_pre", 0, remove)] if layers is None else []
+    return edit(model, embedding + writes)
 
 
 def add_direction(model, direction: torch.Tensor, layer: int, strength: float = 1.0):

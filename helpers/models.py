@@ -4,12 +4,15 @@ Lessons never type a module's name: `down_projection_of(layer)` is the same plac
 The table `BLOCKS` says what each understood family calls its parts; anything else is refused. Lesson 00.
 """
 
+import json
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from .cache import WeightsError, cache_dir, cache_state  # noqa: F401 (cache_dir and cache_state for doctor)
 from .weights import adapter_folder, main, prepare, quiet
@@ -59,14 +62,31 @@ def _load_bundled(adapter: str | None):
     adapter = adapter and adapter_folder(adapter)  # checked before anything slow
     folder = prepare()
     with quiet():
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(folder)
     if adapter:
-        from peft import PeftModel
-
-        # W + scale * B @ A, in 32 bits before any rounding: the same numbers on every machine.
-        model = PeftModel.from_pretrained(model, adapter).merge_and_unload()
+        merge_adapter(model, adapter)
     return model, tokenizer
+
+
+@torch.no_grad()
+def merge_adapter(model: nn.Module, folder: Path) -> None:
+    """Add a LoRA adapter to the weights it was trained for: W + scale * B @ A, in 32 bits. Changes the model.
+
+    The same as peft's `merge_and_unload`. Raises ValueError for an adapter of a
+    richer kind (DoRA, rank-stabilised, ranks that differ by layer, biases).
+    """
+    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    tensors = load_file(folder / "adapter_model.safetensors")
+    richer = [key for key in ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern") if config.get(key)]
+    if richer or not all(name.endswith((".lora_A.weight", ".lora_B.weight")) for name in tensors):
+        raise ValueError(f"Only plain LoRA is merged here, without {', '.join(richer) or 'other weights'}.")
+    scale = config["lora_alpha"] / config["r"]
+    for name, a in tensors.items():
+        if name.endswith(".lora_A.weight"):
+            b = tensors[name.replace("lora_A", "lora_B")]
+            module = model.get_submodule(name.removeprefix("base_model.model.").removesuffix(".lora_A.weight"))
+            module.weight += scale * (b.float() @ a.float())
 
 
 def _load_any(name: str, dtype: torch.dtype, device_map: str | None):
@@ -74,9 +94,7 @@ def _load_any(name: str, dtype: torch.dtype, device_map: str | None):
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)
         with torch.device("meta"):  # no weights yet: is it a model we can take apart?
             layers_of(AutoModelForCausalLM.from_config(config))
-        model = AutoModelForCausalLM.from_pretrained(
-            name, dtype=dtype, device_map=device_map, trust_remote_code=False
-        )
+        model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, device_map=device_map, trust_remote_code=False)
         return model, AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except UnknownArchitecture:
         raise
