@@ -48,6 +48,26 @@ def unit(direction: torch.Tensor) -> torch.Tensor:
     return direction / length
 
 
+def reading_vector(harmful: torch.Tensor, harmless: torch.Tensor, seed: int = 0) -> torch.Tensor:
+    """RepE's direction from pairs of activations, [pair, d_model] each: first principal component, a unit [d_model].
+
+    The order within each pair is shuffled before the difference is taken, so that the mean over pairs is near zero and
+    what the pairs share becomes the widest axis. In a fixed order the PCA's own centring would take it away. Its sign
+    is chosen so that harmful lies higher. Zou et al. 2023 ("Representation engineering"), section 3.1 and appendix C.
+    Raises ValueError for fewer than two pairs, or groups of unlike shape.
+    """
+    if harmful.shape != harmless.shape or harmful.dim() != 2 or len(harmful) < 2:
+        raise ValueError(
+            "Reading vectors need pairs: two tensors [pair, d_model] of one shape, two pairs at least; these are "
+            f"{tuple(harmful.shape)} and {tuple(harmless.shape)}."
+        )
+    difference = (harmful - harmless).float().cpu()
+    swap = torch.randint(0, 2, (len(difference), 1), generator=torch.Generator().manual_seed(seed)) * 2 - 1
+    shuffled = difference * swap
+    component = torch.linalg.svd(shuffled - shuffled.mean(0), full_matrices=False).Vh[0]
+    return unit(component * torch.sign((difference @ component).mean()))
+
+
 @torch.inference_mode()
 def next_token_log_probs(model, tokenizer, prompts: Sequence[str], batch_size: int = 32) -> torch.Tensor:
     """Log-probabilities of the first answer token, [prompt, vocabulary], in the order of the prompts."""

@@ -1,0 +1,94 @@
+"""What an intervention does, and what it costs: refusal, harmless answers, ordinary prose. Taught in lesson 01.
+
+An intervention that breaks the model removes refusal too. So refusal never stands alone: beside it stand the KL
+divergence of the first answer token on harmless prompts, and the perplexity of ordinary prose as an answer.
+"""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from .directions import kl_divergence, next_token_log_probs
+from .prompts import chat_text, check_prompts, pad, pad_token_id, tokenize
+from .refusal import RefusalScore, refusal_score_of
+from .shared_prefix import WithPrefix, shared_prefix
+
+ASKED = "Tell me something."  # what the prose is an answer to
+
+
+@dataclass(frozen=True)
+class Cost:
+    """odds: refusal log-odds of the harmful prompts, [prompt]. refused: which lie above the threshold, [prompt].
+    kl: mean nats at the first answer token of the harmless prompts. perplexity: of the prose (nan without prose)."""
+
+    odds: np.ndarray
+    refused: np.ndarray
+    kl: float
+    perplexity: float
+
+
+class CostMeter:
+    """Measures interventions on fixed prompts: `meter.measure(mean_ablated(model, neurons, means))`.
+
+    prose: paragraphs, of which the first `prose_tokens` tokens are read. With quick=True the tokens that all prompts
+    share are read once and never again: exact for interventions that leave them alone, as `mean_ablated` does, and
+    wrong for those that do not, such as the ablation of a direction.
+    """
+
+    def __init__(
+        self,
+        model,
+        tokenizer,
+        harmful: Sequence[str],
+        harmless: Sequence[str],
+        prose: Sequence[str] = (),
+        score: RefusalScore | None = None,
+        quick: bool = False,
+        prose_tokens: int = 40,
+    ):
+        self.tokenizer = tokenizer
+        self.harmful, self.harmless = check_prompts(harmful), check_prompts(harmless)
+        self.prose = [ids[:prose_tokens] for ids in tokenize(tokenizer, list(prose))] if len(prose) else []
+        self.score = score or refusal_score_of(model, tokenizer)
+        prefix = shared_prefix(tokenizer, [*self.harmful, *self.harmless, ASKED]) if quick else []
+        self.model = WithPrefix(model, prefix) if prefix else model
+        self._clean = next_token_log_probs(self.model, tokenizer, self.harmless)
+
+    def measure(self, intervention: AbstractContextManager[Any] | None = None) -> Cost:
+        """The figures while inside the intervention, a context manager; of the untouched model for None."""
+        with intervention or nullcontext():
+            odds = self.score.log_odds(self.model, self.tokenizer, self.harmful)
+            now = next_token_log_probs(self.model, self.tokenizer, self.harmless)
+            perplexity = self._perplexity()
+        kl = float(kl_divergence(self._clean, now).mean())
+        return Cost(odds, odds > self.score.threshold, kl, perplexity)
+
+    def odds(self, intervention: AbstractContextManager[Any] | None = None) -> np.ndarray:
+        """Only the refusal log-odds of the harmful prompts, [prompt]: for the many draws of a control."""
+        with intervention or nullcontext():
+            return self.score.log_odds(self.model, self.tokenizer, self.harmful)
+
+    @torch.inference_mode()
+    def _perplexity(self) -> float:
+        """exp of the mean loss a token, the prose being the assistant's answer to one fixed request."""
+        if not self.prose:
+            return float("nan")
+        rows = tokenize(self.tokenizer, chat_text(self.tokenizer, [ASKED])) * len(self.prose)
+        asked = pad(rows, list(range(len(rows))), pad_token_id(self.tokenizer)).to(self.model.device)
+        prose = pad(self.prose, asked.order, pad_token_id(self.tokenizer), side="right").to(self.model.device)
+        first = self.model(**asked.inputs(), use_cache=True, logits_to_keep=1)
+        then = self.model(
+            input_ids=prose.input_ids,
+            attention_mask=torch.cat([asked.attention_mask, prose.attention_mask], -1),
+            position_ids=prose.position_ids + asked.input_ids.shape[1],
+            past_key_values=first.past_key_values,
+            use_cache=True,
+        )
+        logits = torch.cat([first.logits[:, -1:], then.logits[:, :-1]], 1).float()
+        loss = torch.nn.functional.cross_entropy(logits.transpose(1, 2), prose.input_ids, reduction="none")
+        real = prose.attention_mask
+        return float(((loss * real).sum() / real.sum()).exp())

@@ -1,0 +1,81 @@
+"""The beginning that all prompts share, read once. Used from lesson 01 on, for speed.
+
+Every prompt of one template begins with the same tokens (the system prompt, the marks of the user's turn). A token
+never sees what comes after it, so the activations there are the same in every prompt: their keys and values are
+computed once and kept. Exact, as long as nothing edits the model *within* the shared beginning; `mean_ablated`
+leaves it alone for the same reason, and so goes with it.
+"""
+
+import os
+from collections.abc import Sequence
+
+import torch
+from transformers import DynamicCache
+
+from .prompts import chat_text, check_prompts, tokenize
+
+PROBES = ("A", "b", "7", "?")
+
+
+def shared_prefix(tokenizer, prompts: Sequence[str]) -> list[int]:
+    """The token ids with which these prompts, and any others, begin in their template.
+
+    What the prompts happen to share beyond the template (`How do I`) is not counted: a few short ones are put beside
+    them. At least one token of each prompt is left over.
+    """
+    rows = tokenize(tokenizer, chat_text(tokenizer, [*check_prompts(prompts), *PROBES]))
+    shared = list(os.path.commonprefix(rows))  # works on any sequences
+    return shared[: min(map(len, rows)) - 1]
+
+
+class WithPrefix:
+    """A model that has read the shared beginning already; call it with the same batches, padded at the left.
+
+    It takes what `Batch.inputs()` gives, drops the shared tokens, and runs the rest on their keys and values. Goes
+    wherever a model is only called: `score.log_odds(WithPrefix(model, prefix), tokenizer, prompts)`. Raises
+    ValueError if a batch does not begin with the prefix.
+    """
+
+    def __init__(self, model, prefix: Sequence[int]):
+        if not len(prefix):
+            raise ValueError("The prefix is empty: these prompts share no beginning, so call the model itself.")
+        self.model, self.prefix = model, list(prefix)
+        ids = torch.tensor([self.prefix], device=model.device)
+        with torch.no_grad():
+            self._cache = model(input_ids=ids, use_cache=True, logits_to_keep=1).past_key_values
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @torch.no_grad()
+    def __call__(self, input_ids, attention_mask, position_ids, past_key_values=None, **options):
+        length, real = len(self.prefix), attention_mask.cumsum(-1)
+        kept = attention_mask * (real > length)  # what is left of each row behind the prefix
+        kept[:, :length] = 1  # the cached prefix, in the first columns of every row
+        if past_key_values is None:
+            self._check(input_ids, attention_mask)
+            past_key_values = self._copies(len(input_ids))
+            input_ids, position_ids = input_ids[:, length:], position_ids[:, length:]
+        return self.model(
+            input_ids=input_ids,
+            attention_mask=kept,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            **options,
+        )
+
+    def _check(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> None:
+        first = attention_mask.argmax(-1)
+        columns = first[:, None] + torch.arange(len(self.prefix), device=input_ids.device)
+        begins = input_ids.gather(1, columns.clamp(max=input_ids.shape[1] - 1))
+        if not bool((begins == torch.tensor(self.prefix, device=input_ids.device)).all()):
+            raise ValueError("These prompts do not begin with the shared tokens: make the prefix from all the prompts.")
+
+    def _copies(self, count: int) -> DynamicCache:
+        """The prefix's keys and values for `count` rows; the cache itself must not grow."""
+        copy = DynamicCache()
+        for layer, kept in enumerate(self._cache.layers):
+            rows = (tensor.expand(count, -1, -1, -1) for tensor in (kept.keys, kept.values))
+            copy.update(*rows, layer)
+        return copy

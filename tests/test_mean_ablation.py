@@ -1,0 +1,164 @@
+"""Mean ablation, its matched controls, and its costs: each against a naive version; the shared beginning is exact."""
+
+import pytest
+import torch
+from families import CharTokenizer, tiny
+
+from helpers.costs import CostMeter
+from helpers.glassbox import glassbox_prompts, load_glassbox
+from helpers.hooks import record
+from helpers.matched import matched_random_sets, mean_activity
+from helpers.mean_ablation import mean_ablated, template_means
+from helpers.prompts import chat_text, token_batches, tokenize
+from helpers.refusal import RefusalScore, generate, is_refusal
+from helpers.shared_prefix import WithPrefix, shared_prefix
+
+
+@pytest.fixture(scope="module")
+def box():
+    model, tokenizer, truth = load_glassbox("concentrated")
+    harmless = glassbox_prompts("harmless", n=24, split="train")
+    return model, tokenizer, truth, harmless, template_means(model, tokenizer, harmless)
+
+
+@pytest.fixture(scope="module")
+def score(box):
+    model, tokenizer, *_ = box
+    said = generate(model, tokenizer, glassbox_prompts("harmful", n=2, split="validation"), max_new_tokens=4)
+    return RefusalScore(tuple({tuple(tokenizer(text, add_special_tokens=False)["input_ids"][:2]) for text in said}))
+
+
+def test_means_equal_a_loop_over_prompts(box):
+    model, tokenizer, _, harmless, means = box
+    rows = tokenize(tokenizer, chat_text(tokenizer, harmless))
+    prefix = len(means.prefix)
+    assert all(row[:prefix] == list(means.prefix) for row in rows) and prefix >= 1
+    by_place = {}
+    for row in rows:
+        with record(model, ["neurons"]) as seen:
+            model(torch.tensor([row]))
+        stacked = torch.stack([x[0] for x in seen["neurons"].values()], 1)  # [position, layer, d_mlp]
+        for index in range(prefix, len(row)):
+            by_place.setdefault(min(len(row) - 1 - index, means.depth), []).append(stacked[index])
+    for place, found in by_place.items():
+        assert torch.allclose(means.values[place], torch.stack(found).mean(0), atol=1e-4)
+
+
+def naive_ablated(model, row, means, neurons):
+    """Logits of one prompt, with the means written by index arithmetic on a single unpadded row."""
+    length, prefix, handles = len(row), len(means.prefix), []
+    for layer, neuron in neurons:
+
+        def hook(module, inputs, layer=layer, neuron=neuron):
+            x = inputs[0].clone()
+            for index in range(max(prefix, 1), length):
+                x[0, index, neuron] = means.values[min(length - 1 - index, means.depth), layer, neuron]
+            return (x,)
+
+        handles.append(model.model.layers[layer].mlp.down_proj.register_forward_pre_hook(hook))
+    logits = model(torch.tensor([row])).logits[0, -1]
+    for handle in handles:
+        handle.remove()
+    return logits
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_ablation_equals_the_naive_one_under_padding(box, side):
+    model, tokenizer, truth, _, means = box
+    asked = [*glassbox_prompts("harmful", n=6, split="test"), "boil acid"]
+    rows = tokenize(tokenizer, chat_text(tokenizer, asked))
+    neurons = [*truth.evaluation_neurons, (0, 3), (5, 7)]
+    for batch in token_batches(tokenizer, asked, side=side):
+        with mean_ablated(model, neurons, means):
+            logits = model(**batch.inputs()).logits[torch.arange(len(batch.order)), batch.last]
+        for i, got in zip(batch.order, logits, strict=True):
+            assert torch.allclose(got, naive_ablated(model, rows[i], means, neurons), atol=1e-3)
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_the_shared_beginning_is_exact(box, score):
+    model, tokenizer, truth, harmless, means = box
+    asked = glassbox_prompts("harmful", n=10, split="test")
+    quick = WithPrefix(model, shared_prefix(tokenizer, asked))
+    want = score.log_odds(model, tokenizer, asked)
+    assert score.log_odds(quick, tokenizer, asked) == pytest.approx(want, abs=1e-3)
+    assert score.log_odds(quick, tokenizer, asked) == pytest.approx(want, abs=1e-3)  # the kept cache did not grow
+    with mean_ablated(model, truth.evaluation_neurons, means):
+        want, got = (score.log_odds(m, tokenizer, asked) for m in (model, quick))
+    assert got == pytest.approx(want, abs=1e-3)
+    with pytest.raises(ValueError, match="do not begin"):
+        WithPrefix(model, [5, 6, 7]).__call__(**next(token_batches(tokenizer, asked)).inputs())
+    with pytest.raises(ValueError, match="prefix is empty"):
+        WithPrefix(model, [])
+
+
+def test_the_circuit_matters_and_the_decoys_do_not(box, score):
+    model, tokenizer, truth, harmless, means = box
+    asked = glassbox_prompts("harmful", n=16, split="test")
+    for neurons, share in (([], 1), (truth.decoy_neurons, 1), (truth.evaluation_neurons, 0)):
+        with mean_ablated(model, neurons, means):
+            assert sum(map(is_refusal, generate(model, tokenizer, asked, max_new_tokens=6))) == share * len(asked)
+
+
+def test_costs_of_nothing_and_of_a_broken_model(box, score):
+    model, tokenizer, truth, harmless, means = box
+    asked = glassbox_prompts("harmful", n=8, split="test")
+    prose = ["boil milk", "wash the acid"]
+    slow, quick = (CostMeter(model, tokenizer, asked, harmless[:6], prose, score, quick=q) for q in (False, True))
+    clean = slow.measure()
+    assert clean.kl == pytest.approx(0, abs=1e-5) and clean.refused.all() and clean.perplexity > 1
+    cut = [m.measure(mean_ablated(model, truth.evaluation_neurons, means)) for m in (slow, quick)]
+    assert not cut[0].refused.any()
+    assert cut[1].odds == pytest.approx(cut[0].odds, abs=1e-3)
+    assert cut[1].perplexity == pytest.approx(cut[0].perplexity, rel=1e-3)
+    every = [(layer, neuron) for layer in range(6) for neuron in range(256)]
+    assert slow.measure(mean_ablated(model, every, means)).kl > clean.kl
+
+
+def test_perplexity_equals_one_forward(box, score):
+    model, tokenizer, _, harmless, _ = box
+    prose = ["boil the milk", "wash"]
+    meter = CostMeter(model, tokenizer, harmless[:2], harmless[2:4], prose, score)
+    losses = []
+    for text in prose:
+        asked = tokenize(tokenizer, chat_text(tokenizer, ["Tell me something."]))[0]
+        said = tokenize(tokenizer, [text])[0]
+        logits = model(torch.tensor([[*asked, *said]])).logits[0].log_softmax(-1)
+        losses += [-logits[len(asked) - 1 + i, token] for i, token in enumerate(said)]
+    assert meter.measure().perplexity == pytest.approx(torch.stack(losses).mean().exp().item(), rel=1e-4)
+
+
+def test_matched_sets_are_like_the_chosen_ones():
+    torch.manual_seed(0)
+    activity = torch.rand(3, 200).exp()
+    chosen = [(0, i) for i in range(0, 40, 2)] + [(2, i) for i in range(10)]
+    sets = matched_random_sets(chosen, activity, count=20)
+    assert len(sets) == 20 and len({tuple(s) for s in sets}) > 15
+    for drawn in sets:
+        assert len(set(drawn)) == len(chosen) and not set(drawn) & set(chosen)
+        assert [layer for layer, _ in drawn].count(2) == 10
+        assert mean_activity(drawn, activity) == pytest.approx(mean_activity(chosen, activity), rel=0.05)
+    assert sets == matched_random_sets(chosen, activity, count=20)
+
+
+def test_bad_input_is_named(box):
+    model, tokenizer, _, harmless, means = box
+    tiny_model = tiny("llama")
+    cases = {
+        "There is no layer 6": lambda: mean_ablated(model, [(6, 0)], means).__enter__(),
+        "There is no neuron 256": lambda: mean_ablated(model, [(0, 256)], means).__enter__(),
+        "is not a .layer, neuron. pair": lambda: mean_ablated(model, [3], means).__enter__(),
+        "means are of another model": lambda: mean_ablated(tiny_model, [(0, 1)], means).__enter__(),
+        "at least two harmless": lambda: template_means(model, tokenizer, harmless[:1]),
+        "no set of others is as large": lambda: matched_random_sets([(0, i) for i in range(150)], torch.rand(6, 256)),
+        "one number for each": lambda: matched_random_sets([(0, 1)], torch.rand(256)),
+    }
+    for complaint, call in cases.items():
+        with pytest.raises(ValueError, match=complaint):
+            call()
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_what_prompts_share_by_chance_is_not_the_template():
+    tokenizer = CharTokenizer()
+    assert shared_prefix(tokenizer, ["hello", "how not", "hey"]) == tokenizer(["^"])["input_ids"][0]
