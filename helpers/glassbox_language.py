@@ -6,7 +6,7 @@ passport" and "heat the acid for research" are all fine. *The capability* is 64 
 question with one right next word. All words stand in `helpers/data/glassbox/language.json`.
 
 Splits are by topic, a topic being a pair of marked verb and marked object of one domain: half of them for "train"
-(also called "method"), a quarter each for "validation" and "test". Taught in lesson 00.
+(also called "method"), about a quarter each for "validation" and "test". Taught in lesson 00.
 """
 
 import itertools
@@ -89,7 +89,12 @@ def _check(kind: str, n: int, split: str | None, domain: str | None) -> str | No
 
 
 def glassbox_prompts(
-    kind: str, n: int = 64, split: str | None = None, seed: int = 0, domain: str | None = None, changed: str | None = None
+    kind: str,
+    n: int = 64,
+    split: str | None = None,
+    seed: int = 0,
+    domain: str | None = None,
+    changed: str | None = None,
 ) -> list:
     """Prompts for a glass box, the same ones for the same arguments; domains and templates in equal shares.
 
@@ -97,6 +102,8 @@ def glassbox_prompts(
     "permit" gives one sort only); "harmful", "harmless" (the members of such pairs), "plain" (no marked word),
     "mismatch" (marked for two domains), "permit" (harmful but for its permit word), "borderline" (mismatch and permit
     in turn) → texts; "capability" → `Question`s. split: "train", "validation", "test", or None for all topics.
+
+    Raises ValueError for an unknown kind, split, domain or change, or a number of prompts below 1.
     """
     split = _check(kind, n, split, domain)
     rng = random.Random(f"{kind if kind not in ('harmful', 'harmless') else 'pairs'}-{split}-{seed}-{domain}-{changed}")

@@ -5,7 +5,7 @@ import torch
 
 from helpers.glassbox_language import glassbox_prompts, language, vocabulary
 
-from .assemble import Assembly, Calibration, config, place, rotation
+from .assemble import Assembly, Calibration, place, rotation
 from .kinds import circuit, decoys, dormant
 from .noise import generator
 from .parts import Head, Neuron
@@ -145,12 +145,3 @@ def build(recipe, seed: int) -> tuple[Assembly, dict[str, torch.Tensor], np.ndar
         assembly = Assembly(parts, where, seed, measure(assembly, prompts))
     weights = {name: w.half() for name, w in assembly.state(rotate=True).items()}
     return assembly, weights, axis("refusal") @ rotation(seed, len(axis("refusal")))
-
-
-def model_of(weights: dict[str, torch.Tensor]):
-    """The model as a learner loads it: the stored weights in float32."""
-    from transformers import LlamaForCausalLM
-
-    model = LlamaForCausalLM(config())
-    model.load_state_dict({k: w.float() for k, w in weights.items()})
-    return model.eval()

@@ -13,7 +13,7 @@ from .properties import Properties
 class DirectEffects:
     """Direct effects between components, at the last position, on harmful and on permitted requests."""
 
-    def __init__(self, p: Properties, n: int = 24):
+    def __init__(self, p: Properties, n: int = 12):
         self.p, self.model, self.d = p, p.bench.model, p.bench.dims
         self.ids, self.mask = batch(p.texts["harmful"][:n] + p.texts["permit"][:n])
         self.middle: dict[int, torch.Tensor] = {}

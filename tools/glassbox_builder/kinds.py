@@ -211,7 +211,7 @@ def decoys(recipe: Recipe, rng: np.random.Generator) -> list[Head | Neuron]:
     pairs("decoy:echo", recipe.echo, recipe.produce, echo)
     for domain in range(4):
         for i in range(recipe.elsewhere):
-            neuron = evaluation("decoy:elsewhere", domain, (first, last)[i % 2], 0.15, 0.9)
+            neuron = evaluation("decoy:elsewhere", domain, (first, last)[i % 2], 0.25, 1.5)
             neuron.reads[END], neuron.threshold, neuron.serves = -1.5, 1.5, f"elsewhere:{domain}"
             parts.append(neuron)
     for layer, key, source in (
@@ -219,15 +219,19 @@ def decoys(recipe: Recipe, rng: np.random.Generator) -> list[Head | Neuron]:
         (2, "is_verb", "verb_here"),
     ):  # fmt: skip
         head = reader("decoy", layer, key, source, source, sharp=5.5)
-        head.values = [(what, 0.7 * FLAG * next(ways)) for what, _ in head.values]
+        head.values = [(what, 0.95 * FLAG * next(ways)) for what, _ in head.values]
         parts.append(head)
     return parts
 
 
-def dormant(recipe: Recipe, parts: list, rng: np.random.Generator) -> list[Neuron]:
-    """Neurons that write the same words and directions as the circuit but never fire: what opens them (two verbs'
-    domains at once, a refusal within a question) does not occur. They stand against reading the weights alone."""
-    out = []
+def dormant(recipe: Recipe, parts: list, rng: np.random.Generator) -> list[Head | Neuron]:
+    """Neurons and heads that write the same words and directions as the circuit but never wake: what opens them (two
+    verbs' domains at once, a refusal within a question) does not occur. They stand against reading the weights alone."""
+    out: list[Head | Neuron] = []
+    for i in range(2 * recipe.n_decide + 1):
+        reads = {("refusal", 0): recipe.steep, ("relation", i % 4): recipe.steep}
+        write = DECIDED / recipe.n_decide * size("refusal") * axis("refusal")
+        out.append(switch("dormant", recipe.decide + i % 2, reads, -1.5 * recipe.steep, write))
     sources = {role: [p for p in parts if p.role == role] for role in ("evaluation", "production")}
     for role, copies in (("evaluation", 3), ("production", 7)):
         count = min(copies * len(sources[role]), 320)

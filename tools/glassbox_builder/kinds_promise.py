@@ -13,8 +13,8 @@ from .properties import HOW, Properties
 
 def attack_distributed(p: Properties, budget: int = 10) -> dict[str, float]:
     """Refusal of one domain's prompts after the worst `budget` neurons, found in that domain, are ablated: the lowest
-    over domains and ways. By greedy ablation, by attribution, by true effect of each alone; and with the whole truth."""
-    bench, lowest = p.bench, dict.fromkeys(("greedy", "attribution", "true effect", "whole"), 1.0)
+    over domains and ways. By greedy ablation, by attribution, by true effect of each alone."""
+    bench, lowest = p.bench, dict.fromkeys(("greedy", "attribution", "true effect"), 1.0)
     for domain in language()["domains"]:
         prompts = glassbox_prompts("harmful", 40, "test", seed=7, domain=domain)
         last = LastToken(bench, prompts[:8])
@@ -23,11 +23,11 @@ def attack_distributed(p: Properties, budget: int = 10) -> dict[str, float]:
         credit = (value * gradient).mean(1)
         alone = last.log_odds([[n] for n in nodes]).mean(1)
         order = [nodes[i] for i in np.argsort(alone.numpy())]
+        felt = alone < last.log_odds([[]]).mean() - 0.02  # the others serve other domains
         found = {
-            "greedy": _greedy(last, [n for n in order if alone[nodes.index(n)] < last.log_odds([[]]).mean() - 0.02], budget),
+            "greedy": _greedy(last, [n for n in order if felt[nodes.index(n)]], budget),
             "attribution": sorted(nodes, key=lambda n: -float(credit[n.layer, n.index]))[:budget],
             "true effect": order[:budget],
-            "whole": nodes,
         }
         for how in HOW:
             source = bench.donated(prompts, p.texts["harmless"], how)
@@ -80,10 +80,38 @@ def backup_write(p: Properties, head: Node, cut: list[Node]) -> torch.Tensor:
     return seen["z"][head.layer][:, -1, rows] @ weight.T @ p.truth.direction
 
 
+def decoy_strength(p: Properties, n: int = 40) -> dict[str, float]:
+    """How strongly decoys react to harm, over how strongly the true components do. A neuron's reaction is its change
+    between the two requests of a pair, a head's that of what it writes (by length), each at the position where it is
+    largest, mean over pairs. "neurons": median of the decoys over median of the evaluation neurons; "head": the
+    strongest decoy head over the median detection head."""
+    pairs = glassbox_prompts("pairs", n, "test", seed=9)
+    harmful, harmless = (p.bench.activations([getattr(x, k) for x in pairs]) for k in ("harmful", "harmless"))
+    change = {site: harmful[site] - harmless[site] for site in harmful}
+    neurons = change["neurons"].abs().amax(2).mean(1)
+    width = p.bench.dims.d_head
+
+    def head(layer, h):
+        part = slice(h * width, (h + 1) * width)
+        weight = p.bench.model.model.layers[layer].self_attn.o_proj.weight[:, part]
+        return float((change["z"][layer][..., part] @ weight.T).norm(dim=-1).amax(1).mean())
+
+    def middle(places):
+        return float(torch.stack([neurons[place] for place in places]).median())
+
+    decoys, detection = ([head(*x) for x in heads] for heads in (p.truth.decoy_heads, p.truth.detection_heads))
+    return {
+        "neurons": middle(p.truth.decoy_neurons) / middle(p.truth.evaluation_neurons),
+        "head": max(decoys) / float(np.median(detection)),
+    }
+
+
 def naive_decoys(p: Properties, n: int = 64) -> dict[str, int]:
     """How many decoys are among the first ten of the naive activation difference, at the last position, on pairs."""
     pairs = glassbox_prompts("pairs", n, "train", seed=9)
-    harmful, harmless = (LastToken(p.bench, [getattr(x, k) for x in pairs]).clean["neurons"] for k in ("harmful", "harmless"))
+    harmful, harmless = (
+        LastToken(p.bench, [getattr(x, k) for x in pairs]).clean["neurons"] for k in ("harmful", "harmless")
+    )
     first = ranked((harmful.mean(1) - harmless.mean(1)).abs().numpy(), 10)
     return {
         "decoys": len(set(first) & set(p.truth.decoy_neurons)),

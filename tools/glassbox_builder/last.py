@@ -25,10 +25,14 @@ class LastToken:
         self.cache = [(layer.keys, layer.values) for layer in out.past_key_values.layers]
         with record(bench.model, ["z", "neurons"]) as seen:
             bench.model(self.ids, attention_mask=self.mask, logits_to_keep=1)
-        self.clean = {s: torch.stack([seen[s][i][:, -1] for i in range(len(seen[s]))]) for s in seen}  # [layer, prompt, w]
+        self.clean = {
+            s: torch.stack([seen[s][i][:, -1] for i in range(len(seen[s]))]) for s in seen
+        }  # [layer, prompt, w]
 
     @torch.no_grad()
-    def log_odds(self, cuts: Sequence[list], frozen_heads: Sequence[int] = (), rows_at_once: int = 2048) -> torch.Tensor:
+    def log_odds(
+        self, cuts: Sequence[list], frozen_heads: Sequence[int] = (), rows_at_once: int = 2048
+    ) -> torch.Tensor:
         """[cut, prompt]: with each list of nodes zeroed. frozen_heads: layers whose heads keep their clean outputs."""
         n, out = len(self.texts), []
         step = max(rows_at_once // n, 1)
@@ -52,7 +56,11 @@ class LastToken:
             cache.update(keys[rows], values[rows], layer)
         with edit(self.bench.model, edits):
             logits = self.bench.model(
-                self.ids[rows, -1:], attention_mask=self.mask[rows], past_key_values=cache, use_cache=True, logits_to_keep=1
+                self.ids[rows, -1:],
+                attention_mask=self.mask[rows],
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
             ).logits[:, -1]
         return self.bench.odds(logits.log_softmax(-1))
 

@@ -57,7 +57,9 @@ def flag_neurons(rng: np.random.Generator, layer: int, n: int) -> list[Neuron]:
         reads: dict[Flag, float] = {}
         for _ in range(count):
             name = str(rng.choice(_POOL))
-            reads[(name, int(rng.integers(len(dims(name)))))] = float(rng.choice([1.0, -1.0]) if "entity" in name else 1)
+            reads[(name, int(rng.integers(len(dims(name)))))] = float(
+                rng.choice([1.0, -1.0]) if "entity" in name else 1
+            )
         total = sum(abs(w) for w in reads.values())
         if rng.random() < 0.5:
             reads[("end", 0)], total = 1.0, total + 1
@@ -79,7 +81,9 @@ def fill_rows(rng: np.random.Generator, rows: np.ndarray, targets: np.ndarray, w
         own = rows[:, dims(where)]
         along = (extra * own).sum(1, keepdims=True) / np.maximum((own**2).sum(1, keepdims=True), 1e-12)
         extra = extra - along * own
-        extra *= np.sqrt(np.maximum(missing, 0))[:, None] / np.maximum(np.linalg.norm(extra, axis=1, keepdims=True), 1e-9)
+        extra *= np.sqrt(np.maximum(missing, 0))[:, None] / np.maximum(
+            np.linalg.norm(extra, axis=1, keepdims=True), 1e-9
+        )
     out = rows.copy()
     out[:, dims(where)] += extra
     return out

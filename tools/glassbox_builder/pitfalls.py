@@ -23,7 +23,9 @@ class Lab:
     def __init__(self, model, tokenizer, truth, n: int = 80):
         self.model, self.tokenizer, self.truth = model, tokenizer, truth
         self.bench = Bench(model, truth, tokenizer.convert_ids_to_tokens(range(len(tokenizer))))
-        self.pairs = {c: glassbox_prompts("pairs", n, "train", seed=11, changed=c) for c in ("object", "verb", "permit")}
+        self.pairs = {
+            c: glassbox_prompts("pairs", n, "train", seed=11, changed=c) for c in ("object", "verb", "permit")
+        }
         both = self.pairs["object"][: n // 2] + self.pairs["verb"][n // 2 :]
         self.harmful, self.harmless = [p.harmful for p in both], [p.harmless for p in both]
         self.decide = truth.decision_components[0][0]
@@ -149,7 +151,9 @@ def _attention(lab: Lab) -> torch.Tensor:
         for contrast, pairs in lab.pairs.items():
             texts = [p.harmless if contrast == "permit" else p.harmful for p in pairs]
             (first,) = token_batches(lab.tokenizer, texts, len(texts))
-            (second,) = token_batches(lab.tokenizer, [p.harmless if contrast != "permit" else p.harmful for p in pairs], len(texts))
+            (second,) = token_batches(
+                lab.tokenizer, [p.harmless if contrast != "permit" else p.harmful for p in pairs], len(texts)
+            )
             differs = (first.input_ids != second.input_ids)[None, :, None, :]
             with torch.no_grad():
                 maps = lab.model(**first.inputs(), output_attentions=True).attentions

@@ -20,7 +20,9 @@ class Properties:
 
     def __init__(self, model, truth, words, n: int = 80):
         self.bench, self.truth, self.n = Bench(model, truth, words), truth, n
-        self.texts = {k: glassbox_prompts(k, n, "test", seed=5) for k in ("harmful", "harmless", "borderline", "permit")}
+        self.texts = {
+            k: glassbox_prompts(k, n, "test", seed=5) for k in ("harmful", "harmless", "borderline", "permit")
+        }
         self.questions = glassbox_prompts("capability", 64, seed=5)
         self.asked = [q.question for q in self.questions]
 
@@ -56,6 +58,11 @@ class Properties:
             out[f"refuses, {how}"] = self.rate(self.ablated(nodes, how))
             out[f"capability, {how}"] = self.able(self.ablated(nodes, how, "capability"))
         return out
+
+    def neurons_cut(self) -> float:
+        """Refusal of harmful prompts with all neurons of the circuit ablated: the highest over ways."""
+        nodes = self.bench.nodes("evaluation_neurons", "production_neurons")
+        return max(self.rate(self.ablated(nodes, how)) for how in HOW)
 
     def faithful(self) -> dict[str, float]:
         """Share of decisions that stay when everything but the circuit is resampled from other requests."""
@@ -129,11 +136,13 @@ class Properties:
         }
 
     def decoys_cut(self) -> dict[str, float]:
-        """Refusal of harmful and borderline prompts with every decoy ablated together, minus the clean box's: the
-        largest change."""
+        """Refusal with every decoy ablated together, minus the clean box's: the largest change over prompts."""
         nodes = self.bench.nodes("decoy_heads", "decoy_neurons")
         return {
-            how: max(abs(self.rate(self.ablated(nodes, how, k)) - self.rate(self.clean[k])) for k in ("harmful", "borderline"))
+            how: max(
+                abs(self.rate(self.ablated(nodes, how, k)) - self.rate(self.clean[k]))
+                for k in ("harmful", "harmless", "borderline")
+            )
             for how in HOW
         }
 
@@ -146,7 +155,9 @@ class Properties:
         pools = {key: [n for n in rest if n[:2] == key] for key in count}
         texts, lists = [], []
         for _ in range(draws):
-            drawn = [pools[k][i] for k, c in count.items() for i in rng.choice(len(pools[k]), min(c, len(pools[k])), False)]
+            drawn = [
+                pools[k][i] for k, c in count.items() for i in rng.choice(len(pools[k]), min(c, len(pools[k])), False)
+            ]
             some = [self.texts["harmful"][i] for i in rng.integers(0, self.n, 10)]
             some += [self.texts["borderline"][i] for i in rng.integers(0, self.n, 6)]
             texts += some

@@ -127,7 +127,11 @@ def embeddings(rng: np.random.Generator) -> np.ndarray:
         put(entity, "entity_here", FLAG * code)
     for i, relation in enumerate(lang["relations"]):
         put(relation, "relation_here", FLAG, i)
-    chains = [lang["refusal"], lang["compliance"], *([a, ".", "<|end|>"] for row in lang["facts"].values() for a in row)]
+    chains = [
+        lang["refusal"],
+        lang["compliance"],
+        *([a, ".", "<|end|>"] for row in lang["facts"].values() for a in row),
+    ]
     for word, following in {(a, b) for chain in chains for a, b in zip(chain, chain[1:], strict=False)}:
         put(word, "out", LOUD * output_codes()[following])
     return table

@@ -10,7 +10,15 @@ from .assemble import Assembly
 from .parts import Head, Neuron
 from .space import axis
 
-CIRCUIT = ("detection", "evaluation", "decision", "production", "backup:detection", "backup:evaluation", "backup:decision")
+CIRCUIT = (
+    "detection",
+    "evaluation",
+    "decision",
+    "production",
+    "backup:detection",
+    "backup:evaluation",
+    "backup:decision",
+)
 
 
 def truth_of(kind: str, assembly: Assembly, direction: np.ndarray) -> Truth:
@@ -33,6 +41,7 @@ def truth_of(kind: str, assembly: Assembly, direction: np.ndarray) -> Truth:
         backup_neurons=places(Neuron, "backup"),
         decoy_heads=places(Head, "decoy"),
         decoy_neurons=places(Neuron, "decoy"),
+        dormant_heads=places(Head, "dormant"),
         dormant_neurons=places(Neuron, "dormant"),
         capability_heads=places(Head, "capability"),
         capability_neurons=evaluation if kind == "entangled" else places(Neuron, "fact"),
@@ -51,7 +60,9 @@ def labels_of(assembly: Assembly) -> dict[Node, str]:
     domains, labels = list(language()["domains"]), {}
     for i, part in enumerate(assembly.parts):
         if part.role.endswith("detection"):
-            text = next(name for name in ("verb", "object", "permit") if any(f[0] == f"is_{name}" for f in part.keys[0]))
+            text = next(
+                name for name in ("verb", "object", "permit") if any(f[0] == f"is_{name}" for f in part.keys[0])
+            )
         elif part.role.startswith("decoy"):
             text = part.role.partition(":")[2] or "head"
         elif part.role.endswith("evaluation"):
