@@ -30,8 +30,10 @@ def test_there_are_at_least_four():
     assert len(PITFALLS) >= 4
 
 
-def test_the_direction_is_estimated_and_good():
-    here = lab("concentrated", 0)
+@pytest.mark.parametrize("seed", range(5))
+def test_layer_and_direction_are_found_from_prompts(seed):
+    here = lab("concentrated", seed)
+    assert here.decide == here.truth.decision_components[0][0]
     estimated = here.direction(here.decide + 1)
     cosine = float(torch.dot(estimated, here.truth.direction))
     assert 0.5 < cosine < 0.999  # found from prompts: near the truth, not copied from it

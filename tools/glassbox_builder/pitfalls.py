@@ -1,15 +1,16 @@
 """Seven pitfalls: a naive method that misses the circuit, and the one that finds it, both scored against the truth.
 
-Each function returns (naive, right), two `Score`s. Everything is estimated from prompts of the train split; the truth
-is used for the scoring alone. `layers` are counted from what a learner knows by then: the layer of the decision head.
+Each function returns (naive, right), two `Score`s. Everything is estimated from prompts of the train split, the layer
+of the decision head and the direction behind it included; the truth is used for the scoring alone.
 """
 
 from collections.abc import Callable
+from functools import cached_property
 
 import torch
 
 from helpers.directions import mean_differences, unit
-from helpers.glassbox import Score, glassbox_prompts, ranked, score
+from helpers.glassbox import Node, Score, glassbox_prompts, ranked, score
 from helpers.hooks import edit, read, record
 from helpers.prompts import token_batches
 
@@ -28,7 +29,18 @@ class Lab:
         }
         both = self.pairs["object"][: n // 2] + self.pairs["verb"][n // 2 :]
         self.harmful, self.harmless = [p.harmful for p in both], [p.harmless for p in both]
-        self.decide = truth.decision_components[0][0]
+
+    @cached_property
+    def head_effects(self) -> dict[str, torch.Tensor]:
+        """For each contrast: the fall of the harmful prompts' log-odds when one head takes its partner's output at the
+        last position, mean over pairs, [layer, head]."""
+        return {contrast: _head_effects(self, pairs[:40]) for contrast, pairs in self.pairs.items()}
+
+    @cached_property
+    def decide(self) -> int:
+        """The layer of the decision head, found by patching: the last one that holds a head of some effect."""
+        effect = self.head_effects["object"].amax(1)
+        return int((effect > effect.max() / 4).nonzero().max())
 
     def difference(self, positions=-1) -> torch.Tensor:
         """Mean activation of the neurons on harmful minus harmless prompts, [layer, d_mlp]. positions: -1, or "mean"."""
@@ -106,9 +118,8 @@ def closed_gates(lab: Lab) -> tuple[Score, Score]:
     return lab.score(naive, "neurons"), lab.score(attribution(lab, lab.harmful, lab.harmless), "neurons")
 
 
-def _head_effects(lab: Lab, contrast: str) -> torch.Tensor:
-    """Fall of the log-odds of harmful prompts when one head takes its partner's output, mean over pairs, [layer, head]."""
-    pairs, d = lab.pairs[contrast][:40], lab.bench.dims
+def _head_effects(lab: Lab, pairs) -> torch.Tensor:
+    d = lab.bench.dims
     harmful, other = [p.harmful for p in pairs], [p.harmless for p in pairs]
     given = LastToken(lab.bench, other).clean["z"]
     last = LastToken(lab.bench, harmful)
@@ -130,15 +141,20 @@ def _head_effects(lab: Lab, contrast: str) -> torch.Tensor:
 
 def one_contrast(lab: Lab) -> tuple[Score, Score]:
     """Detection heads from pairs that differ in the object, against the largest effect over three contrasts."""
-    effects = [_head_effects(lab, c).abs() for c in ("object", "verb", "permit")]
-    right = torch.stack(effects).amax(0)
-    return lab.score(effects[0], "detection_heads", lab.decide), lab.score(right, "detection_heads", lab.decide)
+    naive = lab.head_effects["object"].abs()
+    return lab.score(naive, "detection_heads", lab.decide), lab.score(
+        _over_contrasts(lab), "detection_heads", lab.decide
+    )
+
+
+def _over_contrasts(lab: Lab) -> torch.Tensor:
+    return torch.stack([effect.abs() for effect in lab.head_effects.values()]).amax(0)
 
 
 def attention_is_not_use(lab: Lab) -> tuple[Score, Score]:
     """Detection heads by attention from the last position to verb, object and permit, against patching."""
-    right = torch.stack([_head_effects(lab, c).abs() for c in ("object", "verb", "permit")]).amax(0)
-    return lab.score(_attention(lab), "detection_heads", lab.decide), lab.score(right, "detection_heads", lab.decide)
+    naive, right = _attention(lab), _over_contrasts(lab)
+    return lab.score(naive, "detection_heads", lab.decide), lab.score(right, "detection_heads", lab.decide)
 
 
 def _attention(lab: Lab) -> torch.Tensor:
@@ -165,21 +181,19 @@ def _attention(lab: Lab) -> torch.Tensor:
 
 
 def self_repair(lab: Lab) -> tuple[Score, Score]:
-    """One evaluation neuron at a time zeroed, which the backup makes up for, against the same with all later heads
-    held at what they did in the untouched run. Only in `redundant`; below the decision head's layer."""
+    """One neuron at a time zeroed, which the backup makes up for, against the same with all later heads held at what
+    they did in the untouched run. Only in `redundant`; all neurons of the circuit, of all layers."""
     d = lab.bench.dims
-    last = LastToken(lab.bench, lab.harmful[::5])
+    last = LastToken(lab.bench, lab.harmful[::9])  # two or three prompts of each domain
     clean = last.log_odds([[]])
-    from helpers.glassbox import Node
-
     values = []
     for frozen in (False, True):
         table = torch.zeros(d.n_layers, d.d_mlp)
-        for layer in range(lab.decide):
+        for layer in range(d.n_layers):
             heads = range(layer + 1, d.n_layers) if frozen else ()
             cuts = [[Node("neuron", layer, k)] for k in range(d.d_mlp)]
             table[layer] = (clean - last.log_odds(cuts, heads)).mean(1)
-        values.append(lab.score(table, "evaluation_neurons", lab.decide))
+        values.append(lab.score(table, "neurons"))
     return values[0], values[1]
 
 
