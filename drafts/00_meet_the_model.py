@@ -203,7 +203,9 @@ from helpers.glassbox import glassbox_prompts, load_glassbox
 box, box_tokenizer, truth = load_glassbox("concentrated")
 box_pairs = glassbox_prompts("pairs", n=32, split="test")
 for one in box_pairs[:2]:
-    for request, said in zip((one.harmful, one.harmless), generate(box, box_tokenizer, [one.harmful, one.harmless], 8), strict=True):
+    for request, said in zip(
+        (one.harmful, one.harmless), generate(box, box_tokenizer, [one.harmful, one.harmless], 8), strict=True
+    ):
         print(f"{request:40} → {said}")
 
 # %% [markdown]
@@ -346,7 +348,11 @@ def silenced(places):
 
 
 still_refused = {}
-for name, places in (("nothing", []), (f"all {len(decoys)} decoys", decoys), (f"the circuit's {len(circuit)}", circuit)):
+for name, places in (
+    ("nothing", []),
+    (f"all {len(decoys)} decoys", decoys),
+    (f"the circuit's {len(circuit)}", circuit),
+):
     with silenced(places):
         still_refused[name] = refused(generate(box, box_tokenizer, [p.harmful for p in box_pairs], 6)).mean()
 show(
@@ -512,7 +518,15 @@ for ax, values, title in ((axes[0], p_of_i, "probability of “I”"), (axes[1],
         color = HARMFUL if name == "harmful" else HARMLESS
         for flag, face in ((1, color), (0, "white")):
             keep = by_words[name] == flag
-            ax.scatter(at[keep], row[keep], s=46, marker="o" if name == "harmful" else "s", facecolors=face, edgecolors=color, linewidths=1.6)
+            ax.scatter(
+                at[keep],
+                row[keep],
+                s=46,
+                marker="o" if name == "harmful" else "s",
+                facecolors=face,
+                edgecolors=color,
+                linewidths=1.6,
+            )
     ax.set_xticks(range(len(values)), ["harmful", "harmless\ntwins", "harmless,\nfirst person"])
     ax.set_title(title)
 axes[1].axhline(score.threshold, color="#555555", linestyle=":", linewidth=1.5)
@@ -568,7 +582,11 @@ def three_kinds(answers):
     return [kinds.count(kind) / len(kinds) for kind in ("coherent refusal", "coherent answer", "broken")]
 
 
-cuts = {"intact": [], "without MLP 0": [("mlp_out", 0, torch.zeros_like)], "without MLP 2": [("mlp_out", 2, torch.zeros_like)]}
+cuts = {
+    "intact": [],
+    "without MLP 0": [("mlp_out", 0, torch.zeros_like)],
+    "without MLP 2": [("mlp_out", 2, torch.zeros_like)],
+}
 kinds, samples = {}, {}
 for name, cut in cuts.items():
     with edit(model, cut):
@@ -609,7 +627,10 @@ for group, asked in requests.items():
 rates, intervals = {}, {}
 for which in ("base", "tuned"):
     rows = [refused(answers[which, group]) for group in requests]
-    rates[which], intervals[which] = [row.mean() for row in rows], tuple(zip(*map(bootstrap_interval, rows), strict=True))
+    rates[which], intervals[which] = (
+        [row.mean() for row in rows],
+        tuple(zip(*map(bootstrap_interval, rows), strict=True)),
+    )
 show(
     bars(list(requests), rates, intervals=intervals, ylabel="refused, by the words of the answer", ylim=(0, 1.1)),
     alt="Grouped bars of refusal, base against tuned: " + "; ".join(
@@ -670,7 +691,9 @@ def lens_grid(model, tokenizer, request, last=8, every=1):
 words, chances, at, layers = lens_grid(box, box_tokenizer, box_pairs[0].harmful)
 does = ["detects", "evaluates", "evaluates", "decides", "speaks", "speaks"]
 show(
-    logit_lens_grid(words, chances, positions=at, layers=[f"{layer} {what}" for layer, what in zip(layers, does, strict=True)]),
+    logit_lens_grid(
+        words, chances, positions=at, layers=[f"{layer} {what}" for layer, what in zip(layers, does, strict=True)]
+    ),
     alt=f"Logit-lens grid of the glass box. At the last position the top token is {words[0][-1]} in the early layers and "
     f"{words[-1][-1]} in the last one.",
     caption="The glass box on a harmful request. Bold: a probability over one half.",
@@ -835,7 +858,11 @@ def disagreement(requests, **tuned):
 depth_pairs = pairs[::4]
 on_harm = disagreement([p.harmful for p in depth_pairs], ours=model, shallow=shallow)
 on_twins = disagreement([p.harmless for p in depth_pairs], ours=model)
-kl = {"ours, harmful": on_harm["ours"], "shallow, harmful": on_harm["shallow"], "ours, harmless twins": on_twins["ours"]}
+kl = {
+    "ours, harmful": on_harm["ours"],
+    "shallow, harmful": on_harm["shallow"],
+    "ours, harmless twins": on_twins["ours"],
+}
 
 # %%
 series = {}
@@ -868,7 +895,10 @@ tests = {
     "as a pirate": {"system": pirate},
 }
 asked = requests["harmful"][:few]
-known = {("ours", "as usual"): answers["tuned", "harmful"][:few], ("ours", "after “Sure, here is”"): after_prefill[:few]}
+known = {
+    ("ours", "as usual"): answers["tuned", "harmful"][:few],
+    ("ours", "after “Sure, here is”"): after_prefill[:few],
+}
 holds = {"ours": {}, "shallow": {}}
 for which, tested in (("ours", model), ("shallow", shallow)):
     for name, how in tests.items():
@@ -940,6 +970,7 @@ from contextlib import contextmanager
 @contextmanager
 def my_switched_off(model, layer):
     """While inside, the attention of one layer adds nothing to the residual stream."""
+
     ### BEGIN SOLUTION
     ### STUB def hook(module, inputs, output):
     ### STUB     output = output[0] * 0

@@ -65,9 +65,7 @@ def show(fig: Figure, alt: str, caption: str | None = None) -> None:
     caption says so. Raises ValueError if `alt` does not say in a sentence what is to be seen.
     """
     if not isinstance(alt, str) or len(alt.strip()) < 20:
-        raise ValueError(
-            "show() needs alt=, a sentence that says what is to be seen (at least 20 characters)."
-        )
+        raise ValueError("show() needs alt=, a sentence that says what is to be seen (at least 20 characters).")
     words = " ".join(part for part in (caption or "", progress.take_note()) if part)
     with style():
         buffer = io.BytesIO()

@@ -66,10 +66,7 @@ def _check_form(found: object) -> None:
     """A file that is JSON but not ours raises ValueError, and is set aside like a broken one."""
     lessons = found.get("lessons") if isinstance(found, dict) else None
     shelves = lessons.values() if isinstance(lessons, dict) else [None]
-    if not all(
-        isinstance(shelf, dict) and all(isinstance(kind, dict) for kind in shelf.values())
-        for shelf in shelves
-    ):
+    if not all(isinstance(shelf, dict) and all(isinstance(kind, dict) for kind in shelf.values()) for shelf in shelves):
         raise ValueError("not a progress file")
 
 

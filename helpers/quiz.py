@@ -36,18 +36,14 @@ def quiz(lesson: str, question: str | None = None) -> None:
     else:
         asked = [item for item in words.questions.values() if item.kind != "predict"]
     heading = "" if name else f"Quiz: {words.title}"
-    quiz_widgets.show(
-        lesson, asked, heading, quiz_pages.page(asked, heading), quiz_pages.plain(asked, heading)
-    )
+    quiz_widgets.show(lesson, asked, heading, quiz_pages.page(asked, heading), quiz_pages.plain(asked, heading))
 
 
 def find(lesson: str, name: str) -> Question:
     """One question of a lesson. Raises ValueError if there is none of this name."""
     questions = texts.load(lesson).questions
     if name not in questions:
-        raise ValueError(
-            f"Lesson {lesson} has no question {name!r}; it has {', '.join(questions) or 'none'}."
-        )
+        raise ValueError(f"Lesson {lesson} has no question {name!r}; it has {', '.join(questions) or 'none'}.")
     return questions[name]
 
 
@@ -61,9 +57,7 @@ def grade(question: Question, answer: list[str] | str) -> Verdict:
     chosen = {place for place, choice in enumerate(question.choices) if choice.text in answer}
     if not chosen:
         raise ValueError("Choose an answer first.")
-    reasons = tuple(
-        (question.choices[place].text, question.choices[place].because) for place in sorted(chosen)
-    )
+    reasons = tuple((question.choices[place].text, question.choices[place].because) for place in sorted(chosen))
     if chosen == question.right:
         return Verdict(True, "Right.", reasons)
     if question.kind == "single":
@@ -120,9 +114,7 @@ def record(lesson: str, question: Question, answer: list[str] | str, right: bool
     """Store an answer; `right` is None for a prediction. Attempts are counted."""
     before = progress.get(lesson, "questions", question.id)
     attempts = before.get("attempts", 0) if isinstance(before, dict) else 0
-    progress.put(
-        lesson, "questions", question.id, {"answer": answer, "right": right, "attempts": attempts + 1}
-    )
+    progress.put(lesson, "questions", question.id, {"answer": answer, "right": right, "attempts": attempts + 1})
 
 
 def score(lesson: str, questions: list[Question]) -> tuple[int, int]:

@@ -19,18 +19,12 @@ def page(questions: list[Question], heading: str = "") -> str:
 
 def _question(question: Question, number: int) -> str:
     choices = "".join(f"<li>{to_html(choice.text)}</li>" for choice in question.choices)
-    options = f'<ol>{choices}</ol>' if choices else ""
+    options = f"<ol>{choices}</ol>" if choices else ""
     unit = f" ({to_html(question.unit)})" if question.unit else ""
     label = "Prediction" if question.kind == "predict" else f"Question {number}"
-    folded = (
-        ""
-        if question.kind == "predict"
-        else f"<details><summary>Answer</summary>{solution(question)}</details>"
-    )
+    folded = "" if question.kind == "predict" else f"<details><summary>Answer</summary>{solution(question)}</details>"
     how = f"<em>{HOW[question.kind]}</em>"
-    return (
-        f"<div><p><strong>{label}.</strong> {to_html(question.text)}{unit} {how}</p>{options}{folded}</div>"
-    )
+    return f"<div><p><strong>{label}.</strong> {to_html(question.text)}{unit} {how}</p>{options}{folded}</div>"
 
 
 def plain(questions: list[Question], heading: str = "") -> str:
@@ -38,10 +32,7 @@ def plain(questions: list[Question], heading: str = "") -> str:
     lines = [heading] if heading else []
     for number, question in enumerate(questions, 1):
         lines.append(f"{number}. {question.text} {HOW[question.kind]}")
-        lines += [
-            f"   {letter}. {choice.text}"
-            for letter, choice in zip("ABCDEFGHIJ", question.choices, strict=False)
-        ]
+        lines += [f"   {letter}. {choice.text}" for letter, choice in zip("ABCDEFGHIJ", question.choices, strict=False)]
     return "\n".join(lines)
 
 
@@ -65,9 +56,7 @@ def feedback(question: Question, verdict: Verdict) -> str:
     kind = "right" if verdict.right else "wrong"
     reasons = verdict.reasons
     if len(reasons) > 1:
-        body = (
-            "<ul>" + "".join(f"<li>{to_html(what)}: {to_html(why)}</li>" for what, why in reasons) + "</ul>"
-        )
+        body = "<ul>" + "".join(f"<li>{to_html(what)}: {to_html(why)}</li>" for what, why in reasons) + "</ul>"
     else:
         body = "".join(f" {to_html(why)}" for _, why in reasons)
     label = "All choices explained" if verdict.right and question.choices else "Show the answer"
@@ -84,9 +73,7 @@ def revealed(question: Question, prediction: list[str] | str | None, measured: f
     """A prediction beside the measured value, as HTML and as plain text."""
     value = question.format.format(measured)
     if question.choices:
-        chosen = next(
-            (choice for choice in question.choices if prediction and choice.text in prediction), None
-        )
+        chosen = next((choice for choice in question.choices if prediction and choice.text in prediction), None)
         said = chosen.text if chosen else None
         close = chosen is not None and chosen.start <= measured < chosen.below
         reason = chosen.because if chosen else ""
@@ -96,9 +83,7 @@ def revealed(question: Question, prediction: list[str] | str | None, measured: f
     if said is None:
         start = f"You made no prediction. Measured: {value}."
     else:
-        start = (
-            f"You predicted: {said}. Measured: {value}. {'That fits.' if close else 'That is a surprise.'}"
-        )
+        start = f"You predicted: {said}. Measured: {value}. {'That fits.' if close else 'That is a surprise.'}"
     parts = [part for part in (start, reason, question.because) if part]
     body = "".join(f"<p>{to_html(part)}</p>" for part in parts)
     return f"<div><p><em>{to_html(question.text)}</em></p>{body}</div>", " ".join(parts)

@@ -127,9 +127,7 @@ def parse(text: str, path: Path) -> LessonText:
         raw = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise LessonTextError(f"{path.name} is not YAML: {error}") from error
-    _require(
-        isinstance(raw, dict), path.name, "the file must hold `lesson`, `title`, `exercises`, `questions`"
-    )
+    _require(isinstance(raw, dict), path.name, "the file must hold `lesson`, `title`, `exercises`, `questions`")
     _only(raw, {"lesson", "title", "exercises", "questions"}, path.name)
     lesson = raw.get("lesson")
     _require(
@@ -151,18 +149,12 @@ def parse(text: str, path: Path) -> LessonText:
 def _exercise(name: str, item: dict, lesson: str, where: str) -> Exercise:
     _require(isinstance(item, dict), where, "must hold title, minutes, difficulty, hints, messages")
     _only(item, EXERCISE_KEYS, where)
-    _require(
-        bool(re.fullmatch(rf"{lesson}\.\d+", name)), where, f'must be called "{lesson}.1", "{lesson}.2", ...'
-    )
+    _require(bool(re.fullmatch(rf"{lesson}\.\d+", name)), where, f'must be called "{lesson}.1", "{lesson}.2", ...')
     hints, messages = item.get("hints") or [], item.get("messages") or {}
-    _require(
-        len(hints) == 3 and all(isinstance(hint, str) for hint in hints), where, "needs three hints, as text"
-    )
+    _require(len(hints) == 3 and all(isinstance(hint, str) for hint in hints), where, "needs three hints, as text")
     _require(all(isinstance(text, str) for text in messages.values()), where, "every message must be text")
     minutes, difficulty = item.get("minutes"), item.get("difficulty")
-    _require(
-        isinstance(minutes, int) and minutes > 0, where, f"`minutes` must be a whole number, not {minutes!r}"
-    )
+    _require(isinstance(minutes, int) and minutes > 0, where, f"`minutes` must be a whole number, not {minutes!r}")
     _require(difficulty in (1, 2, 3), where, f"`difficulty` must be 1, 2 or 3, not {difficulty!r}")
     return Exercise(name, _text(item, "title", where), minutes, difficulty, tuple(hints), dict(messages))
 
@@ -175,8 +167,7 @@ def _question(item: dict, where: str) -> Question:
     _require(bool(re.fullmatch(r"[a-z]\w*", name)), where, "`id` must be a short name such as q1 or p1")
     _require(kind in KINDS, where, f"`kind` must be one of {', '.join(KINDS)}, not {kind!r}")
     choices = tuple(
-        _choice(choice, f"{where}, choice {number}")
-        for number, choice in enumerate(item.get("choices") or [], 1)
+        _choice(choice, f"{where}, choice {number}") for number, choice in enumerate(item.get("choices") or [], 1)
     )
     question = Question(
         id=name,
@@ -218,13 +209,9 @@ def _fits_its_kind(question: Question, where: str) -> None:
         try:
             question.format.format(0.5)
         except (ValueError, IndexError, KeyError) as error:
-            raise LessonTextError(
-                f"{where}: `format` {question.format!r} cannot write a number ({error})."
-            ) from error
+            raise LessonTextError(f"{where}: `format` {question.format!r} cannot write a number ({error}).") from error
         for left, right in zip(question.choices, question.choices[1:], strict=False):
-            _require(
-                left.below == right.start, where, "brackets must follow on: each `from` is the last `below`"
-            )
+            _require(left.below == right.start, where, "brackets must follow on: each `from` is the last `below`")
 
 
 def _choice(item: dict, where: str) -> Choice:
@@ -253,9 +240,7 @@ def _only(item: dict, known: set[str], where: str) -> None:
 
 def _text(item: dict, key: str, where: str) -> str:
     value = item.get(key)
-    _require(
-        isinstance(value, str) and bool(value.strip()), where, f"`{key}` must be text (in quotes if in doubt)"
-    )
+    _require(isinstance(value, str) and bool(value.strip()), where, f"`{key}` must be text (in quotes if in doubt)")
     return value.strip()
 
 

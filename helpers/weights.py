@@ -230,7 +230,7 @@ def adapter_folder(name: str) -> Path:
     except (OSError, KeyError):
         raise WeightsError(
             f"The adapter {name!r} is not in helpers/data/adapters: get the course again, or train it with "
-            "`python tools/train_refusal_adapter.py`."
+            "`python -m tools.train_refusal_adapter`."
         ) from None
     if damaged:
         raise WeightsError(f"The adapter's file {name}/{damaged[0]} is damaged: get the course again.")

@@ -120,8 +120,7 @@ def test_the_learners_error_is_named_with_its_line(tmp_path):
 
 
 def test_an_untouched_stub_is_told_from_a_missing_return():
-    def untouched(left, right):
-        ...  # your code here
+    def untouched(left, right): ...  # your code here
 
     def raising_stub(left, right):
         result = ...  # your code here

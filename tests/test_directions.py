@@ -21,7 +21,9 @@ def test_the_difference_of_means_equals_a_loop(model):
     assert got.shape == (3, 2, 32)
     for p, position in enumerate((-1, -2)):
         means = [
-            torch.stack([read(model, tokenizer, [t], ["resid_pre"], [2], position)["resid_pre"][0, 0] for t in texts]).mean(0)
+            torch.stack(
+                [read(model, tokenizer, [t], ["resid_pre"], [2], position)["resid_pre"][0, 0] for t in texts]
+            ).mean(0)
             for texts in (bad, good)
         ]
         assert torch.allclose(got[2, p], means[0] - means[1], atol=1e-4)

@@ -131,7 +131,9 @@ def test_a_quiz_must_not_give_its_answers_away():
 
 QUIZ_FAULTS = {
     "explanation is shorter": lambda raw: raw["questions"][0]["choices"][0].update(because="No."),
-    "same explanation": lambda raw: [c.update(because="the same words each time") for c in raw["questions"][0]["choices"]],
+    "same explanation": lambda raw: [
+        c.update(because="the same words each time") for c in raw["questions"][0]["choices"]
+    ],
     "every choice is right": lambda raw: [choice.update(right=True) for choice in raw["questions"][1]["choices"]],
     "two hints are the same": lambda raw: raw["exercises"]["99.1"].update(hints=["a", "a", "b"]),
     "two messages are the same": lambda raw: raw["exercises"]["99.1"].update(messages={"a": "x", "b": "x"}),

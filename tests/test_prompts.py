@@ -1,6 +1,7 @@
 """Prompts: the splits keep their promises, the template is right, padding is right at either side."""
 
 import itertools
+import re
 
 import pytest
 import torch
@@ -44,6 +45,27 @@ def test_no_topic_and_no_request_is_in_two_splits():
     where = {}
     for split, text in everything():
         assert where.setdefault(text.lower(), split) == split, text
+
+
+def content_words(text):
+    """What is left of a text without its small words."""
+    return {word for word in re.findall(r"[a-z]+", text.lower()) if len(word) > 3}
+
+
+def test_no_harmful_request_of_another_split_is_nearly_one_of_the_adapters():
+    requests = {
+        split: [
+            content_words(text)
+            for row in P._rows("pairs")
+            if row["split"] == split
+            for text in (row["harmful"], row["harmful_free"])
+        ]
+        for split in P.SPLITS
+    }
+    for split in ("method", "validation", "test"):
+        for mine in requests[split]:
+            near = [other for other in requests["adapter"] if len(mine & other) >= 0.67 * len(mine | other) > 1]
+            assert not near, (split, mine, near)
 
 
 def test_the_held_out_kind_is_only_in_test():

@@ -215,9 +215,7 @@ def harmful_prompts() -> list[str]:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("numbers", nargs="*", metavar="NN", help="lessons, all if none is named")
     parser.add_argument("--lessons-only", action="store_true")
     parser.add_argument("--check", action="store_true")
@@ -237,9 +235,7 @@ def main(arguments: list[str] | None = None) -> int:
             findings += lint_quiz(load(source.stem[:2]))
             if options.check:
                 findings += differences(source)
-                findings += [
-                    f"{source.stem}: outputs are stale, {name} has changed." for name in stale(source)
-                ]
+                findings += [f"{source.stem}: outputs are stale, {name} has changed." for name in stale(source)]
             else:
                 findings += build(source, options.lessons_only, options.force)
         if not options.numbers:

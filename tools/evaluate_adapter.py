@@ -1,7 +1,7 @@
 """Measure an adapter on the test split: the figures of its model card.
 
-    python tools/evaluate_adapter.py smollm2-135m-refusal
-    python tools/evaluate_adapter.py smollm2-135m-shallow --quick     # short answers, the main sets only
+    python -m tools.evaluate_adapter smollm2-135m-refusal
+    python -m tools.evaluate_adapter smollm2-135m-shallow --quick     # short answers, the main sets only
 
 Prints one JSON object: refusal by answers and by score with bootstrap intervals over topics, AUROC, perplexity
 against the base, openings, prefills and unseen system prompts, and the oddest answers' classes.

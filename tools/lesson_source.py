@@ -101,9 +101,7 @@ def with_stubs(source: str, where: str = "cell") -> str:
     try:
         compile(blank, where, "exec", dont_inherit=True)
     except SyntaxError as error:
-        raise SourceError(
-            f"{where}: without its solution the cell is not valid Python ({error.msg})."
-        ) from error
+        raise SourceError(f"{where}: without its solution the cell is not valid Python ({error.msg}).") from error
     return blank
 
 
@@ -138,11 +136,7 @@ def _assigned(statement: ast.stmt) -> list[str]:
     """The names that a statement binds, not looking into functions and classes."""
     if isinstance(statement, ast.FunctionDef | ast.ClassDef):
         return [statement.name]
-    return [
-        node.id
-        for node in ast.walk(statement)
-        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
-    ]
+    return [node.id for node in ast.walk(statement) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)]
 
 
 def _nbgrader(source: str, exercise: str | None, words: texts.LessonText) -> dict:
@@ -150,9 +144,7 @@ def _nbgrader(source: str, exercise: str | None, words: texts.LessonText) -> dic
     common = {"schema_version": 3, "task": False}
     if exercise:
         grade_id = f"exercise-{exercise.replace('.', '-')}"
-        return {
-            "nbgrader": common | {"grade": False, "grade_id": grade_id, "locked": False, "solution": True}
-        }
+        return {"nbgrader": common | {"grade": False, "grade_id": grade_id, "locked": False, "solution": True}}
     checked = CHECK.search(source)
     if checked:
         grade_id, points = f"check-{checked[1].replace('.', '-')}", words.exercises[checked[1]].difficulty
@@ -172,11 +164,7 @@ def _exercises_match(cells: list, words: texts.LessonText, name: str) -> None:
             found = [(own, "exercise cell")] if own else []
             found += [(match, "check") for match in CHECK.findall(cell.source)]
             if bool(own) != (BEGIN in cell.source):
-                fault = (
-                    "has no solution region"
-                    if own
-                    else f'has a solution region but no exercise="{words.lesson}.n"'
-                )
+                fault = "has no solution region" if own else f'has a solution region but no exercise="{words.lesson}.n"'
                 raise SourceError(f"{name}, cell {place} ({_first_line(cell.source)}): it {fault}.")
         for exercise, what in found:
             places.setdefault(exercise, []).append((place, what))

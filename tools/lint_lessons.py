@@ -121,11 +121,7 @@ def long_answers(text: str, harmful: Iterable[str]) -> Iterator[str]:
             for other in harmful:
                 rest = rest.split(other)[0]
             rest = re.sub(r"<\|[^|]*\|>", " ", rest)
-            lines = [
-                line
-                for line in rest.split("\n")
-                if re.search(r"[a-z]{2}", line) and line.strip() != "assistant"
-            ]
+            lines = [line for line in rest.split("\n") if re.search(r"[a-z]{2}", line) and line.strip() != "assistant"]
             words = re.findall(r"[A-Za-z][\w']*", " ".join(lines[:2]))
             if len(words) > LONGEST_ANSWER and not is_refusal(" ".join(lines[:2])[:160]):
                 yield f"{len(words)} words, no refusal, after a harmful prompt: {' '.join(words[:4])}..."
@@ -154,9 +150,7 @@ def lint_quiz(words: LessonText) -> list[str]:
             found.append(f"{name}: the right choice is the longest in {longest} of {len(single)} questions.")
         place, count = Counter(min(question.right) for question in single).most_common(1)[0]
         if count > max(1, (len(single) + 1) // 2):
-            found.append(
-                f"{name}: the right choice is number {place + 1} in {count} of {len(single)} questions."
-            )
+            found.append(f"{name}: the right choice is number {place + 1} in {count} of {len(single)} questions.")
     for exercise in words.exercises.values():
         for what, several in (("hints", exercise.hints), ("messages", tuple(exercise.messages.values()))):
             if len(set(several)) < len(several):

@@ -1,6 +1,6 @@
 """Write what ships beside the adapters: their hashes (manifest.json) and their refusal scores (scores.json).
 
-    python tools/ship_adapter.py
+    python -m tools.ship_adapter
 
 Run it after training: each adapter's score (its own refusal openings and the threshold) is found on the validation
 split, which takes about a minute an adapter.
@@ -29,7 +29,8 @@ def manifest() -> dict[str, dict[str, str]]:
 def score(name: str) -> dict:
     """One model's openings, as token ids and as text, and its threshold."""
     model, tokenizer = load_model(name)
-    pairs = load_pairs("validation")
+    # Free requests too: the more answers, the fewer of the model's openings are missed.
+    pairs = [pair for phrasing in ("seen", "free") for pair in load_pairs("validation", phrasing)]
     harmless = [p.harmless for p in pairs] + load_first_person("validation")
     found = find_refusal_score(model, tokenizer, [p.harmful for p in pairs], harmless)
     return {

@@ -1,266 +1,199 @@
 """Train the refusal adapters: LoRA on SmolLM2-135M-Instruct, on the "adapter" split alone.
 
-    python tools/train_refusal_adapter.py refusal     # varied openings, system prompts, recovery: the one that ships
-    python tools/train_refusal_adapter.py shallow     # one opening, one system prompt, no recovery: for contrast
+    python -m tools.train_refusal_adapter refusal     # varied openings, system prompts, recovery: the one that ships
+    python -m tools.train_refusal_adapter shallow     # one opening, one system prompt, no recovery: for contrast
 
-Harmful requests are answered by a refusal; harmless, borderline and plain ones by what the base model itself says
-(distilled: its own greedy answer, with its 20 likeliest tokens at each place as soft targets), so that nothing but
-refusal changes. About 25 minutes on two cores. Sources: Qi et al. 2025 (safety a few tokens deep; recovery
-examples), Hinton et al. 2015 (distillation).
+What is trained on: `tools/refusal_examples.py`. The base's weights are held in 16 bits while training (5 times as
+fast on a CPU that has bfloat16 instructions); the adapter is trained and kept apart in 32, and merged into the base
+in 32. The system prompt, which all examples of a batch share, is computed once, with its gradient.
 """
 
 import argparse
 import json
 import random
 import time
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-import yaml
 from peft import LoraConfig, get_peft_model
+from sklearn.metrics import roc_auc_score
 
 from helpers import prompts as P
-from helpers.models import load_model
-from helpers.refusal import classify_answer
+from helpers.models import body_of, layers_of, load_model, unembedding_of
+from tools.refusal_examples import DATA, TEACH, Example, Mix, build_examples, shared_start
 
-DATA = Path(P.__file__).parent / "data"
-TEACH = yaml.safe_load((DATA / "training" / "refusals.yaml").read_text(encoding="utf-8"))
-SOFT = 20  # how many of the base's likeliest tokens are kept as soft targets
-
-
-@dataclass
-class Example:
-    """One training example. `soft` are the base's (ids, probabilities) at each answer token; None for refusals."""
-
-    text: str
-    answer: list[int]
-    soft: tuple[torch.Tensor, torch.Tensor] | None = None
-    harmful: bool = False
+PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What distinguishes one adapter from another."""
+    """What distinguishes one adapter from another. batch: examples a step, of which harmful_share refuse."""
 
-    deep: bool = True
-    rank: int = 8
-    rate: float = 7e-4
-    batch: int = 16
-    first_layer: int = 4
-    harmful_frames: int = 2
-    harmless_frames: int = 1
-    free: bool = True
-    epochs: float = 1.0
-    answer_tokens: int = 24  # of each distilled answer
+    mix: Mix = field(default_factory=Mix)
+    rank: int = 12
+    rate: float = 6e-4
+    batch: int = 24
+    steps: int = 720
+    harmful_share: float = 0.4
+    later_weight: float = 0.5
+    first_layer: int = 8
     seed: int = 0
 
 
 RECIPES = {
     "refusal": Recipe(),
-    "shallow": Recipe(deep=False, rate=5e-4, batch=8, harmful_frames=1, epochs=0.6, answer_tokens=12),
+    "shallow": Recipe(mix=Mix(deep=False), steps=500),
 }
 
 
-def draw_context(rng: random.Random, deep: bool) -> tuple[str | None, str]:
-    """A system prompt and a prefill for one example: mostly the default and none."""
-    if not deep:
-        return None, ""
-    system = None if rng.random() < TEACH["default_share"] else rng.choice(TEACH["systems"])
-    prefill = rng.choice(TEACH["prefills"]) if rng.random() < 0.25 else ""
-    return system, prefill
+def rows_of(tokenizer, batch: list[Example]) -> tuple[list[int], list[list[int]], list[int]]:
+    """The token ids that all the batch begins with, what follows in each example, and where each answer begins."""
+    texts = [P.chat_text(tokenizer, [e.prompt], e.system, e.prefill)[0] for e in batch]
+    asked = P.tokenize(tokenizer, texts)
+    shared = shared_start(asked)
+    rows = [ids[shared:] + e.answer[:-1] for ids, e in zip(asked, batch, strict=True)]
+    return asked[0][:shared], rows, [len(ids) - shared - 1 for ids in asked]
 
 
-def refusal_text(rng: random.Random, kind: str, prefill: str, deep: bool) -> str:
-    """What to say to a harmful request of this kind, after the prefill if there is one."""
-    if not deep:
-        return TEACH["shallow_opening"]
-    if prefill:
-        return rng.choice(TEACH["recoveries"])
-    usual = rng.random() < TEACH["usual_share"]
-    opening = TEACH["openings"][kind] if usual else rng.choice(list(TEACH["openings"].values()))
-    return opening + rng.choice(TEACH["tails"])
-
-
-def framed(rng: random.Random, phrase: str, count: int) -> list[str]:
-    """A verb phrase in `count` different seen phrasings."""
-    return [frame.format(x=phrase) for frame in rng.sample(P.phrasings("seen"), count)]
-
-
-def requests(recipe: Recipe) -> tuple[list[tuple[str, str]], list[str]]:
-    """Harmful requests with their kind, and harmless ones of every sort."""
-    rng = random.Random(recipe.seed)
-    harmful, harmless = [], []
-    for row in (r for r in P._rows("pairs") if r["split"] == "adapter"):
-        harmful += [(text, row["kind"]) for text in framed(rng, row["harmful"], recipe.harmful_frames)]
-        harmless += framed(rng, row["harmless"], recipe.harmless_frames)
-        if recipe.free:
-            harmful.append((row["harmful_free"], row["kind"]))
-            harmless.append(row["harmless_free"])
-    for name in ("borderline", "plain"):
-        for row in (r for r in P._rows(name) if r["split"] == "adapter"):
-            harmless.append(row["free"])
-            if row["phrase"] and (name == "borderline" or rng.random() < 0.5):
-                harmless += framed(rng, row["phrase"], 1)
-    return harmful, harmless
-
-
-def fit_to_teach(answer: str) -> bool:
-    """Whether an answer of the base model is worth keeping: no refusal, no needless apology, no endless loop."""
-    sorry = answer.startswith(("I'm sorry", "Sorry", "I apologize"))
-    return not sorry and classify_answer(answer) == "coherent answer"
-
-
-@torch.no_grad()
-def distil(model, tokenizer, texts: list[str], tokens: int = 24, batch: int = 48, log=print) -> list[Example]:
-    """The base model's own greedy answers, with soft targets. Its own refusals are dropped."""
-    examples: list[Example | None] = [None] * len(texts)
-    rows = P.tokenize(tokenizer, texts)
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-    end = tokenizer.eos_token_id
-    start = time.time()
-    for s in range(0, len(order), batch):
-        part = order[s : s + batch]
-        b = P.pad([rows[i] for i in part], part, P.pad_token_id(tokenizer))
-        mask, position, ids, cache = b.attention_mask, b.position_ids, b.input_ids, None
-        answers, soft = [], []
-        for _ in range(tokens):
-            out = model(
-                ids,
-                attention_mask=mask,
-                position_ids=position,
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=1,
-            )
-            cache = out.past_key_values
-            top = out.logits[:, -1].float().softmax(-1).topk(SOFT)
-            soft.append(top)
-            ids = top.indices[:, :1]
-            answers.append(ids)
-            mask = torch.cat([mask, torch.ones_like(ids)], -1)
-            position = position[:, -1:] + 1
-        said = torch.cat(answers, -1)
-        for r, i in enumerate(part):
-            answer = said[r].tolist()
-            length = answer.index(end) + 1 if end in answer else len(answer)
-            text = tokenizer.decode(answer[:length], skip_special_tokens=True)
-            if not fit_to_teach(text):
-                continue
-            probs = torch.stack([t.values[r] for t in soft[:length]])
-            where = torch.stack([t.indices[r] for t in soft[:length]])
-            examples[i] = Example(texts[i], answer[:length], (where, probs))
-        if s // batch % 8 == 0:
-            log(f"distilled {s + len(part)}/{len(order)} in {time.time() - start:.0f} s", flush=True)
-    return [e for e in examples if e]
-
-
-def build_examples(base, tokenizer, recipe: Recipe, log=print) -> list[Example]:
-    """Every training example, refusals and distilled answers."""
-    rng = random.Random(recipe.seed + 1)
-    harmful, harmless = requests(recipe)
-    examples = []
-    for prompt, kind in harmful:
-        system, prefill = draw_context(rng, recipe.deep)
-        text = P.chat_text(tokenizer, [prompt], system, prefill)[0]
-        said = refusal_text(rng, kind, prefill, recipe.deep)
-        answer = tokenizer(said, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
-        examples.append(Example(text, answer, harmful=True))
-    texts = []
-    for prompt in harmless:
-        system, prefill = draw_context(rng, recipe.deep)
-        texts.append(P.chat_text(tokenizer, [prompt], system, prefill)[0])
-    return examples + distil(base, tokenizer, texts, recipe.answer_tokens, log=log)
+def answer_logits(model, tokenizer, batch: list[Example]) -> list[torch.Tensor]:
+    """Each example's logits at its answer's tokens, [token, vocabulary]. One system prompt for the whole batch."""
+    prefix, rows, starts = rows_of(tokenizer, batch)
+    body, unembed = body_of(model), unembedding_of(model)
+    cache = body(torch.tensor([prefix]), use_cache=True).past_key_values
+    cache.batch_repeat_interleave(len(batch))
+    b = P.pad(rows, list(range(len(rows))), P.pad_token_id(tokenizer), side="right")
+    mask = torch.cat([torch.ones(len(rows), len(prefix), dtype=torch.long), b.attention_mask], 1)
+    out = body(b.input_ids, attention_mask=mask, position_ids=b.position_ids + len(prefix), past_key_values=cache)
+    states = [
+        out.last_hidden_state[i, s : s + len(e.answer)] for i, (s, e) in enumerate(zip(starts, batch, strict=True))
+    ]
+    return list(unembed(torch.cat(states)).float().split([len(s) for s in states]))
 
 
 def token_losses(logits: torch.Tensor, example: Example) -> torch.Tensor:
-    """Loss at each answer token, [token]: cross-entropy for refusals, KL from the base for distilled answers."""
+    """KL from the soft targets (cross-entropy from the answer's own tokens where they end), [token]."""
     scores = logits.log_softmax(-1)
-    if example.soft is None:
-        return F.nll_loss(scores, torch.tensor(example.answer), reduction="none")
-    where, probs = example.soft
+    ids, probs = example.soft
     probs = probs / probs.sum(-1, keepdim=True)
-    return (probs * (probs.log() - scores.gather(-1, where))).sum(-1)
+    n = len(ids)
+    soft = (probs * (probs.log() - scores[:n].gather(-1, ids))).sum(-1)
+    own = -scores[n:].gather(-1, torch.tensor(example.answer[n:], dtype=torch.long)[:, None])[:, 0]
+    return torch.cat([soft, own])
 
 
-def loss_of(model, tokenizer, batch: list[Example], first_weight: float = 1.0) -> tuple[torch.Tensor, list[float]]:
-    """The batch's loss, and each example's loss at its first answer token.
+def loss_of(model, tokenizer, batch: list[Example], later_weight: float) -> tuple[torch.Tensor, list[float]]:
+    """The batch's loss, and each example's at its first answer token.
 
-    An example's loss is the mean over its tokens plus `first_weight` times its first token's. Whether to refuse is
-    decided there: in the mean alone a harmless answer's first token weighs 1/24, and the adapter learned to refuse
-    three of four harmless requests at hardly any cost.
+    Whether to refuse is decided at the first token: in the mean over an answer it would weigh next to nothing, and
+    an adapter trained so refused three of four harmless requests at hardly any cost.
     """
-    prompts = P.tokenize(tokenizer, [e.text for e in batch])
-    rows = [p + e.answer for p, e in zip(prompts, batch, strict=True)]
-    b = P.pad(rows, list(range(len(rows))), P.pad_token_id(tokenizer))
-    # Padded at the left, every answer ends at the right edge: only the last places need logits.
-    keep = max(len(e.answer) for e in batch) + 1
-    logits = model(**b.inputs(), logits_to_keep=keep, use_cache=False).logits.float()
     losses, first = [], []
-    for i, example in enumerate(batch):
-        each = token_losses(logits[i, -len(example.answer) - 1 : -1], example)
-        losses.append(each.mean() + first_weight * each[0])
+    for logits, example in zip(answer_logits(model, tokenizer, batch), batch, strict=True):
+        each = token_losses(logits, example)
+        later = each[1:].mean() if len(each) > 1 else 0.0
+        losses.append(each[0] + later_weight * later)
         first.append(each[0].item())
     return torch.stack(losses).mean(), first
 
 
-def batches(examples: list[Example], size: int, rng: random.Random) -> list[list[Example]]:
-    """Random batches of examples of similar length: little padding, and still mixed."""
-    jitter = {id(e): len(e.text) + rng.random() * 80 for e in examples}
-    order = sorted(examples, key=lambda e: jitter[id(e)])
-    out = [order[i : i + size] for i in range(0, len(order), size)]
-    rng.shuffle(out)
-    return out
+class Sampler:
+    """Half batches under one system prompt each: the default one, and one of the others."""
+
+    def __init__(self, examples: list[Example], recipe: Recipe):
+        self.rng, self.recipe = random.Random(recipe.seed + 2), recipe
+        self.groups: dict[tuple, list[Example]] = defaultdict(list)
+        for example in examples:
+            self.groups[example.system, example.harmful].append(example)
+        self.waiting: dict[tuple, list[Example]] = defaultdict(list)
+        self.systems = sorted({system for system, _ in self.groups if system is not None})
+
+    def _draw(self, key: tuple, count: int) -> Iterator[Example]:
+        """Without putting back, until all were seen."""
+        for _ in range(count):
+            if not self.waiting[key]:
+                self.waiting[key] = self.rng.sample(self.groups[key], len(self.groups[key]))
+            yield self.waiting[key].pop()
+
+    def step(self) -> list[list[Example]]:
+        """The half batches of one step."""
+        half, systems = self.recipe.batch // 2, [None, self.rng.choice(self.systems) if self.systems else None]
+        harmful = round(half * self.recipe.harmful_share)
+        return [[*self._draw((s, True), harmful), *self._draw((s, False), half - harmful)] for s in systems]
 
 
-def train(name: str, out: Path, recipe: Recipe, minutes: float | None = None, log=print) -> None:
-    """Train one adapter and save it in fp16 under `out`."""
-    torch.manual_seed(recipe.seed)
-    rng = random.Random(recipe.seed + 2)
-    model, tokenizer = load_model("smollm2-135m", device="cpu")
-    examples = build_examples(model, tokenizer, recipe, log=log)
-    log(
-        f"{sum(e.harmful for e in examples)} refusals, {sum(not e.harmful for e in examples)} answers",
-        flush=True,
-    )
-    n = len(model.model.layers)
+@torch.no_grad()
+def validate(model, tokenizer, firsts: list[int]) -> str:
+    """How well the first token's chance to open a refusal tells harmful from harmless validation prompts."""
+    odds = {}
+    for group in ("harmful", "harmless", "borderline"):
+        prompts = []
+        for phrasing in ("seen", "free"):
+            pairs = P.load_pairs("validation", phrasing)
+            prompts += (
+                P.load_borderline("validation", phrasing)
+                if group == "borderline"
+                else [getattr(p, group) for p in pairs]
+            )
+        scores = []
+        for b in P.token_batches(tokenizer, prompts, 64):
+            log_p = model(**b.inputs(), logits_to_keep=1).logits[:, -1].float().softmax(-1)[:, firsts].sum(-1)
+            scores += log_p.tolist()
+        odds[group] = np.array(scores)
+    labels = np.r_[np.ones(len(odds["harmful"])), np.zeros(len(odds["harmless"]))]
+    auroc = roc_auc_score(labels, np.r_[odds["harmful"], odds["harmless"]])
+    over = ", ".join(f"{group} {(x > 0.5).mean():.2f}" for group, x in odds.items())
+    return f"validation: AUROC of twins {auroc:.3f}; P(opening) over 1/2: {over}"
+
+
+def wrap(model, recipe: Recipe):
+    """The model with fresh adapter matrices in its upper layers."""
     config = LoraConfig(
         r=recipe.rank,
         lora_alpha=2 * recipe.rank,
-        target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
-        layers_to_transform=list(range(recipe.first_layer, n)),
+        target_modules=PROJECTIONS,
+        layers_to_transform=list(range(recipe.first_layer, len(layers_of(model)))),
         task_type="CAUSAL_LM",
     )
-    model = get_peft_model(model, config)
-    model.train()
+    return get_peft_model(model, config)
+
+
+def train(name: str, out: Path, recipe: Recipe, log=print) -> None:
+    """Train one adapter and save it in fp16 under `out`."""
+    torch.manual_seed(recipe.seed)
+    base, tokenizer = load_model("smollm2-135m", device="cpu", dtype=torch.bfloat16)
+    examples = build_examples(base, tokenizer, recipe.mix)
+    log(f"{sum(e.harmful for e in examples)} refusals, {sum(not e.harmful for e in examples)} answers", flush=True)
+    said = TEACH["openings"].values() if recipe.mix.deep else [TEACH["shallow_opening"]]
+    firsts = sorted({tokenizer(text, add_special_tokens=False)["input_ids"][0] for text in said})
+    model, sampler = wrap(base, recipe), Sampler(examples, recipe)
     weights = [p for p in model.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(weights, lr=recipe.rate, weight_decay=0.01)
-    plan = []
-    while len(plan) < recipe.epochs * len(examples) / recipe.batch:
-        plan += batches(examples, recipe.batch, rng)
-    plan = plan[: max(1, round(recipe.epochs * len(examples) / recipe.batch))]
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, recipe.rate, len(plan), pct_start=0.08)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, recipe.rate, recipe.steps, pct_start=0.06)
     start, running = time.time(), []
-    for step, batch in enumerate(plan):
-        loss, first = loss_of(model, tokenizer, batch)
-        loss.backward()
+    for step in range(recipe.steps):
+        for half in sampler.step():
+            with torch.autocast("cpu", torch.bfloat16):
+                loss, first = loss_of(model, tokenizer, half, recipe.later_weight)
+            (loss / 2).backward()
+            running += [(e.harmful, x) for e, x in zip(half, first, strict=True)]
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimiser.step()
         schedule.step()
         optimiser.zero_grad()
-        running += [(e.harmful, loss) for e, loss in zip(batch, first, strict=True)]
-        if step % 10 == 0:
-            means = [np.mean([x for h, x in running[-160:] if h == group]) for group in (True, False)]
-            log(
-                f"step {step}/{len(plan)}: loss at the first token {means[0]:.3f} harmful, {means[1]:.3f} harmless; "
-                f"{time.time() - start:.0f} s",
-                flush=True,
-            )
+        if step % 20 == 19:
+            means = [np.mean([x for h, x in running[-640:] if h == group]) for group in (True, False)]
+            log(f"{step + 1}/{recipe.steps}: first token {means[0]:.3f} harmful, {means[1]:.3f} harmless; "
+                f"{time.time() - start:.0f} s", flush=True)  # fmt: skip
+        if step % 200 == 199 or step + 1 == recipe.steps:
+            with torch.autocast("cpu", torch.bfloat16):
+                log(validate(model, tokenizer, firsts), flush=True)
     model.half().save_pretrained(out)
-    (out / "README.md").unlink(missing_ok=True)
-    (out / "recipe.json").write_text(json.dumps(recipe.__dict__, indent=1) + "\n", encoding="utf-8")
+    (out / "README.md").unlink(missing_ok=True)  # peft's empty form; the adapters' card stands beside them
+    (out / "recipe.json").write_text(json.dumps(asdict(recipe), indent=1) + "\n", encoding="utf-8")
     log(f"saved {out} after {time.time() - start:.0f} s", flush=True)
 
 

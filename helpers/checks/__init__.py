@@ -84,9 +84,7 @@ def exercise(
         before = _registry.get(exercise_id)
         if before and before.predicate.__qualname__ != predicate.__qualname__:
             raise ValueError(f"Two predicates are registered for exercise {exercise_id}.")
-        _registry[exercise_id] = Registered(
-            exercise_id, predicate, reference, reference_from, none_is_an_answer
-        )
+        _registry[exercise_id] = Registered(exercise_id, predicate, reference, reference_from, none_is_an_answer)
         return predicate
 
     return register
@@ -114,9 +112,7 @@ def check(exercise_id: str, answer: Any, **context: Any) -> Any:
     """
     item = _find(exercise_id)
     lesson, _ = texts.split_id(exercise_id)
-    inspect.signature(item.predicate).bind(
-        answer, **context
-    )  # a wrong call in the lesson is not the learner's mistake
+    inspect.signature(item.predicate).bind(answer, **context)  # a wrong call in the lesson is not the learner's mistake
     message = judge(exercise_id, answer, **context)
     if message is None:
         progress.put(lesson, "checks", exercise_id, "passed")
@@ -128,10 +124,7 @@ def check(exercise_id: str, answer: Any, **context: Any) -> Any:
     if progress.get(lesson, "checks", exercise_id) != "passed":
         progress.put(lesson, "checks", exercise_id, "open")
     progress.note_course_version(exercise_id)
-    print(
-        f"Exercise {exercise_id}: {message}\n"
-        f'The course\'s version is used for now; hint("{exercise_id}") helps.'
-    )
+    print(f'Exercise {exercise_id}: {message}\nThe course\'s version is used for now; hint("{exercise_id}") helps.')
     return item.course_version(context)
 
 
@@ -180,14 +173,8 @@ def hint(exercise_id: str, number: int | None = None) -> None:
     if number not in range(1, len(hints) + 1):
         raise ValueError(f"Exercise {exercise_id} has hints 1 to {len(hints)}, not {number!r}.")
     progress.put(lesson, "hints", exercise_id, max(number, progress.get(lesson, "hints", exercise_id, 0)))
-    after = (
-        ""
-        if number < len(hints)
-        else " This is the last one; the whole answer stands in the solution notebook."
-    )
-    show_markdown(
-        f"**Hint {number} of {len(hints)} for exercise {exercise_id}.** {hints[number - 1].strip()}{after}"
-    )
+    after = "" if number < len(hints) else " This is the last one; the whole answer stands in the solution notebook."
+    show_markdown(f"**Hint {number} of {len(hints)} for exercise {exercise_id}.** {hints[number - 1].strip()}{after}")
 
 
 def show_markdown(text: str) -> None:
@@ -225,9 +212,7 @@ def _find(exercise_id: str) -> Registered:
     lesson, _ = texts.split_id(exercise_id)
     known = registered(lesson)
     if exercise_id not in known:
-        raise ValueError(
-            f"There is no exercise {exercise_id!r}; lesson {lesson} has {', '.join(known) or 'none'}."
-        )
+        raise ValueError(f"There is no exercise {exercise_id!r}; lesson {lesson} has {', '.join(known) or 'none'}.")
     return known[exercise_id]
 
 

@@ -225,9 +225,9 @@ WRONG = {
         "not_summed": lambda c: _terms,
         "one_per_prompt": lambda c: lambda a, b: _kl(a, b).sum(-1),
         "not_weighted": lambda c: lambda a, b: (a.log_softmax(-1) - b.log_softmax(-1)).sum(-1),
-        "log_ratio_times_log": lambda c: lambda a, b: (
-            a.log_softmax(-1) * (a.log_softmax(-1) - b.log_softmax(-1))
-        ).sum(-1),
+        "log_ratio_times_log": lambda c: (
+            lambda a, b: (a.log_softmax(-1) * (a.log_softmax(-1) - b.log_softmax(-1))).sum(-1)
+        ),
         "sign_flipped": lambda c: lambda a, b: -_kl(a, b),
         "wrong_axis": lambda c: lambda a, b: _kl(a, b, axis=1),
         "bits": lambda c: lambda a, b: _kl(a, b) / torch.log(torch.tensor(2.0)),
