@@ -141,23 +141,8 @@ for unsafe, safe in list(zip(prompts["unsafe"], prompts["safe"], strict=True))[:
     print(f"{unsafe:38} | {safe}")
 
 # %% [markdown]
-# How much does the first mistake matter? Rank the neurons once by the colleague's two groups, and once by yours.
-
-# %%
-from helpers.neurons import SafetyNeuronFinder
-
-finder = SafetyNeuronFinder(box, box_tokenizer)
-compared = finder.compare(prompts["safe"], prompts["unsafe"], paired=True)
-questions = [q.question for q in glassbox_prompts("capability", n=64)]
-unmatched = finder.compare(questions, prompts["unsafe"])
-several = 8
-lists = [set(ranked(one.difference.abs(), several)) for one in (compared, unmatched)]
-of_questions = len(lists[1] & {*truth.capability_neurons})
-print(f"Of the {several} neurons with the largest difference, the two experiments share {len(lists[0] & lists[1])}.")
-print(f"{of_questions} of the {several} in the unmatched one are neurons that answer questions.")
-
-# %% [markdown]
-# Nothing warns you. Both tables look like tables of safety neurons; one of them is mostly about something else.
+# Read the pairs once more: one word differs, and with it what the box should say. What unmatched prompts would have done, we shall see
+# in section 3.
 #
 # ## 2 · The loud ones
 #
@@ -165,6 +150,11 @@ print(f"{of_questions} of the {several} in the unmatched one are neurons that an
 # are a bootstrap interval over pairs.
 
 # %%
+from helpers.neurons import SafetyNeuronFinder
+
+finder = SafetyNeuronFinder(box, box_tokenizer)
+compared = finder.compare(prompts["safe"], prompts["unsafe"], paired=True)  # for several rankings, from one pass
+several = len(truth.evaluation_neurons)
 table = finder.find_by_activation_difference(prompts["safe"], prompts["unsafe"], top_k=several)
 table["in truth"] = [
     "the circuit" if place in truth.neurons else "decoy" if place in truth.decoy_neurons else "neither"
@@ -235,7 +225,7 @@ candidates = mean_differences(
 )  # [layer, position, d_model]
 closeness = torch.cosine_similarity(candidates, truth.direction, dim=-1)
 show(
-    heatmap(closeness.numpy(), xlabel="position (the last four tokens; the first word shown is part of the request)", ylabel="layer",
+    heatmap(closeness.numpy(), xlabel="the prompt's last four tokens", ylabel="layer",
             colorbar="cosine", xticks=last_tokens, center=0, fmt="{:.2f}", title="How close to the true direction?"),
     alt="Heat map of the cosine between the difference of means and the true direction, by layer and position. At the last position it goes "
     + ", ".join(f"{value:.2f}" for value in closeness[:, -1].tolist()) + " over the layers.",
@@ -265,24 +255,33 @@ def fixed_order(unsafe, safe):
     return torch.linalg.svd(difference - difference.mean(0), full_matrices=False).Vh[0]
 
 
-ways = {"shuffled order": {}, "fixed order": {}, "difference of means": {}}
+questions = [q.question for q in glassbox_prompts("capability", n=96)]  # what the colleague took for the harmless side
+streams.append(read(box, box_tokenizer, questions, ["resid_pre"])["resid_pre"])
+ways = {"reading vector": {}, "the same, fixed order": {}, "difference of means": {}, "the same, unmatched": {}}
 later = range(1, len(layers_of(box)))  # before layer 0 the last token is the same in every prompt
 for layer in later:
-    unsafe, safe = (stream[:, layer] for stream in streams)
-    for name, vector in zip(
-        ways, (reading_vector(unsafe, safe), fixed_order(unsafe, safe), unsafe.mean(0) - safe.mean(0)), strict=True
-    ):
+    unsafe, safe, unlike = (stream[:, layer] for stream in streams)
+    found = (
+        reading_vector(unsafe, safe),
+        fixed_order(unsafe, safe),
+        unsafe.mean(0) - safe.mean(0),
+        unsafe.mean(0) - unlike.mean(0),
+    )
+    for name, vector in zip(ways, found, strict=True):
         ways[name][layer] = abs(float(torch.cosine_similarity(vector, truth.direction, dim=0)))
 show(
     lines_with_band(list(later), {name: (list(row.values()),) for name, row in ways.items()}, xlabel="layer", ylabel="|cosine| with the truth",
                     ylim=(0, 1.02)),
     alt="Lines of closeness to the true direction by layer. At layer 4: "
     + ", ".join(f"{name} {row[4]:.2f}" for name, row in ways.items()) + ".",
-    caption="Reading vectors of the box, from pairs in shuffled and in fixed order, beside the difference of means.",
+    caption="The box. Reading vectors from pairs in shuffled and in fixed order; the difference of means from twins, and from harmful requests "
+    "against unrelated questions.",
 )  # fmt: skip
 
 # %% [markdown]
-# With matched pairs, the reading vector and the difference of means are close relatives. In a fixed order PCA finds whatever else varies.
+# With twins, the reading vector and the difference of means are close relatives. In a fixed order PCA finds whatever else varies. And
+# compare the two differences of means: all that changed is the harmless side. What separates requests from questions is mixed into
+# the second one, and nothing warns you.
 #
 # ### A rule for choosing
 #
@@ -366,6 +365,19 @@ print("by difference:            ", plain)
 print("by write on the direction:", score(ranked(writes), truth, "evaluation_neurons"))
 
 # %% [markdown]
+# One refinement. The direction was read before a certain layer; what is written in that layer or later cannot have made it. So leave
+# those neurons out:
+
+
+# %%
+def before(scores, layer):
+    """The scores, [layer, d_mlp], with -inf from this layer on."""
+    return torch.where(torch.arange(len(scores))[:, None] < layer, scores, -torch.inf)
+
+
+print("the same, layers below:   ", score(ranked(before(writes, int(best.layer))), truth, "evaluation_neurons"))
+
+# %% [markdown]
 # Is that luck? Try all four kinds of box, each with its own direction, estimated from prompts in the same way.
 
 
@@ -378,7 +390,8 @@ def rankings_of(kind):
     columns = columns_of(other)
     scores = {"difference": c.difference.abs(), "effect size": effect_size(c.unsafe, c.safe).abs(),
               "difference × column length": c.difference.abs() * columns.norm(dim=-1),
-              "difference × write": heard(c.difference, columns, unit(stream))}  # fmt: skip
+              "difference × write": heard(c.difference, columns, unit(stream)),
+        "the same, layers below": before(heard(c.difference, columns, unit(stream)), int(best.layer))}  # fmt: skip
     return {name: score(ranked(value), other_truth, "evaluation_neurons") for name, value in scores.items()}
 
 
@@ -387,7 +400,7 @@ names = list(on_boxes["concentrated"])
 recall = np.array([[on_boxes[kind][name].recall_at_k for kind in KINDS] for name in names])
 decoys = {name: [on_boxes[kind][name].decoys for kind in KINDS] for name in names}
 show(
-    heatmap(recall[::-1], xlabel="", ylabel="", yticks=["plain", "effect", "length", "write"][::-1], xticks=[k[:13] for k in KINDS], limits=(0, 1),
+    heatmap(recall[::-1], xlabel="", ylabel="", yticks=["difference", "effect size", "diff. × length", "diff. × write", "… layers below"][::-1], xticks=[k[:13] for k in KINDS], limits=(0, 1),
             colorbar="recall at k", fmt="{:.2f}", title="Evaluation neurons found"),
     alt="Heat map of recall at k by ranking and box. " + "; ".join(
         f"{name}: " + ", ".join(f"{value:.2f}" for value in row) for name, row in zip(names, recall, strict=True)) + ".",
@@ -511,7 +524,7 @@ for ax, title, values, which in (
     (
         axes[1],
         "real model",
-        {"difference": real.difference.abs(), "write": heard(real.difference, real_columns, for_now)},
+        {"difference": real.difference.abs(), "write": before(heard(real.difference, real_columns, for_now), depth)},
         dims_of(model).n_layers,
     ),
 ):
@@ -880,7 +893,7 @@ reveal("01.p2", of_fifty.refused.mean())
 from helpers.neurons import contrast, utility, without_top
 
 changed = contrast(base, model, tokenizer, [p.harmful for p in pairs[1::5]], max_new_tokens=10)
-real_writes = heard(real.difference, real_columns, real_direction)
+real_writes = before(heard(real.difference, real_columns, real_direction), int(picked.layer))
 real_scores = {
     "difference": real.difference.abs(),
     "effect size": effect_size(real.unsafe, real.safe).abs(),
@@ -1082,7 +1095,7 @@ beside = pd.DataFrame(
         ("Arditi et al. 2024: Gemma 2B-it, their run files", "direction of layer 10 of 18, position −2, ablated", "refused 91% → 0%", "KL 0.07"),
         ("here: SmolLM2-135M with our adapter", f"direction of layer {int(picked.layer)} of {n_layers}, position −1, ablated",
          f"refused {by_words['intact'].mean():.0%} → {by_words['chosen direction'].mean():.0%}", f"KL {picked.kl:.2f}"),
-        ("Chen et al. 2024: several 7B models, abstract", "about 5% of neurons patched into the base", "over 90% of the safety restored", "general ability kept"),
+        ("Chen et al. 2024: several open models, abstract", "about 5% of neurons patched into the base", "over 90% of the safety restored", "general ability kept"),
         ("here", f"{five_percent:,} neurons (5%) patched into the base",
          f"refused {given['none'].mean():.0%} → {given['top 5% by contrast'].mean():.0%} (random: {given['random 5%'].mean():.0%})", "not measured"),
         ("here", f"the same {five_percent:,} neurons mean-ablated in the tuned model", f"refused {untouched.refused.mean():.0%} → {kept.refused:.0%}",
@@ -1093,7 +1106,7 @@ beside = pd.DataFrame(
 beside.style.hide(axis="index").set_properties(**{"text-align": "left", "white-space": "normal"})
 
 # %% [markdown]
-# These are not the same experiment. Their models are ten to fifty times larger, their safety was trained at length, their prompts and judges are
+# These are not the same experiment. Their models are at least ten times larger, their safety was trained at length, their prompts and judges are
 # others; ours learnt to refuse from a small adapter that changes weights all over the model. What carries over is the *procedure*, and
 # above all its controls. Whether the *result* carries over stands in your table.
 #
@@ -1122,7 +1135,8 @@ quiz("01")
 #   Difference of means, the selection rule, ablation and addition, in 13 open chat models; their runs are published in the
 #   repository `andyrdt/refusal_direction` (the row above: `pipeline/runs/gemma-2b-it`). *Ours differs:* matched pairs instead of two
 #   data sets, fewer candidates, log-odds of longer openings, random directions as a control.
-# * **Chen, Wang, Yao, Bai, Hou, Li (2024)**, *Finding Safety Neurons in Large Language Models*. Contrast on generated tokens, patching while
+# * **Chen, Wang, Yao, Bai, Hou, Li (2024)**, *Finding Safety Neurons in Large Language Models* (later versions: *Towards
+#   Understanding Safety Alignment: A Mechanistic Perspective from Safety Neurons*). Contrast on generated tokens, patching while
 #   answering; about 5% of the neurons restore over 90% of the safety. *Ours differs:* one model, refusals by their words
 #   instead of a trained judge, and a matched random set beside it.
 # * **Wei, Huang, Huang, Xie, Qi, Xia, Mittal, Wang, Henderson (2024)**, *Assessing the Brittleness of Safety Alignment via Pruning and Low-Rank

@@ -2,13 +2,14 @@
 
 import pytest
 import torch
-from families import CharTokenizer, tiny
+from families import CONFIGS, CharTokenizer, tiny
 
 from helpers.costs import CostMeter
 from helpers.glassbox import glassbox_prompts, load_glassbox
 from helpers.hooks import record
 from helpers.matched import matched_random_sets, mean_activity
-from helpers.mean_ablation import mean_ablated, template_means
+from helpers.mean_ablation import TemplateMeans, mean_ablated, template_means
+from helpers.models import down_projection_of, layers_of
 from helpers.prompts import chat_text, token_batches, tokenize
 from helpers.refusal import RefusalScore, generate, is_refusal
 from helpers.shared_prefix import WithPrefix, shared_prefix
@@ -55,11 +56,29 @@ def naive_ablated(model, row, means, neurons):
                 x[0, index, neuron] = means.values[min(length - 1 - index, means.depth), layer, neuron]
             return (x,)
 
-        handles.append(model.model.layers[layer].mlp.down_proj.register_forward_pre_hook(hook))
+        handles.append(down_projection_of(layers_of(model)[layer]).register_forward_pre_hook(hook))
     logits = model(torch.tensor([row])).logits[0, -1]
     for handle in handles:
         handle.remove()
     return logits
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_every_family_is_ablated_alike_with_and_without_its_beginning(family):
+    torch.manual_seed(0)
+    model, tokenizer, prompts = tiny(family), CharTokenizer(), ["hello", "why not", "abcdef ghi"]
+    prefix = shared_prefix(tokenizer, prompts)
+    means = TemplateMeans(torch.randn(6, 3, 48), tuple(prefix))
+    neurons = [(0, 3), (1, 7), (1, 40), (2, 0)]
+    (batch,) = token_batches(tokenizer, prompts)
+    quick = WithPrefix(model, prefix)
+    with torch.no_grad(), mean_ablated(model, neurons, means):
+        slow = model(**batch.inputs()).logits[:, -1]
+        fast = quick(**batch.inputs(), logits_to_keep=1).logits[:, -1]
+    assert torch.allclose(slow, fast, atol=1e-4)
+    for i, got in zip(batch.order, slow, strict=True):
+        (row,) = tokenize(tokenizer, chat_text(tokenizer, [prompts[i]]))
+        assert torch.allclose(got, naive_ablated(model, row, means, neurons), atol=1e-4)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
