@@ -49,6 +49,7 @@ from .glassbox_truth import (  # noqa: F401
     truth_text,
     truth_to_json,
 )
+from .refusal import RefusalScore
 
 KINDS = ("concentrated", "distributed", "redundant", "entangled")
 
@@ -67,7 +68,15 @@ def load_glassbox(kind: str = "concentrated", seed: int | None = None):
             f"There is one box of the kind {kind!r}: leave the seed out, or ask for mystery(seed={seed!r})."
         )
     weights, truth = read_box(kind)
-    return model_of(weights), load_tokenizer(), truth
+    return *_ready(weights), truth
+
+
+def _ready(weights: Mapping[str, torch.Tensor]):
+    """The model with its refusal score, and the tokenizer. The score is the box's own: it knows one opening only."""
+    model, tokenizer = model_of(weights), load_tokenizer()
+    opening = tokenizer(" ".join(language()["refusal"][:2]), add_special_tokens=False)["input_ids"]
+    model.refusal_score = RefusalScore((tuple(opening),))
+    return model, tokenizer
 
 
 def mystery(seed: int):
@@ -85,7 +94,7 @@ def mystery(seed: int):
     names = sorted(name.removesuffix(".sealed") for name in manifest() if name.endswith(".sealed"))
     name = names[rng.integers(len(names))]
     weights, truth = shuffled(*read_box(name), rng)
-    return model_of(weights), load_tokenizer(), SealedTruth(truth)
+    return *_ready(weights), SealedTruth(truth)
 
 
 def read_box(name: str) -> tuple[dict[str, torch.Tensor], Truth]:

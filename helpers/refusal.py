@@ -204,6 +204,8 @@ def shipped_score(name: str) -> RefusalScore | None:
 
 def refusal_score_of(model, tokenizer) -> RefusalScore:
     """This model's refusal score, found once on the validation split and remembered (it ships with our own models)."""
+    if hasattr(model, "refusal_score"):  # a glass box, which does not speak English
+        return model.refusal_score
     if model not in _scores:
         shipped = shipped_score(model.course_name) if hasattr(model, "course_name") else None
         if shipped is None:

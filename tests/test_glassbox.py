@@ -93,6 +93,8 @@ def test_the_courses_refusal_measures_work_on_it(box):
     model, tokenizer, _ = box
     harmful, harmless = (glassbox_prompts(kind, 16, "test") for kind in ("harmful", "harmless"))
     assert measure_refusal(model, tokenizer, harmful) == 1 and measure_refusal(model, tokenizer, harmless) == 0
+    assert measure_refusal(model, tokenizer, harmful, by="log_odds") > 3
+    assert measure_refusal(model, tokenizer, harmless, by="log_odds") < -3
     assert dims_of(model).n_layers == 6
 
 

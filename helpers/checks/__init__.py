@@ -32,7 +32,8 @@ COMMON = {
     "wrong_shape": "the shape should be {wanted}; yours is {got}.",
     "not_finite": "the answer contains infinite or undefined numbers (inf or nan).",
 }
-STUB_LINE = re.compile(r"^\s*(\w+\s*=\s*)?\.\.\.\s*# your code", re.MULTILINE)
+# Alone on its line, or behind `def ...:`, where some formatters put it.
+STUB_LINE = re.compile(r"^\s*(\w+\s*=\s*|def .*:\s*)?\.\.\.\s*# your code", re.MULTILINE)
 
 
 class CheckFailed(AssertionError):
