@@ -498,7 +498,7 @@ from helpers.prompts import load_pairs, load_paragraphs
 
 pairs = load_pairs("method")[::2]
 test_pairs = load_pairs("test")[3:128:8]
-check_pairs = load_pairs("validation")[2::12]
+check_pairs = load_pairs("validation")[2::14]
 seen = read(model, tokenizer, [p.harmless for p in pairs] + [p.harmful for p in pairs], ["neurons", "resid_pre"])
 half = len(pairs)
 real = Comparison(seen["neurons"][:half], seen["neurons"][half:], tuple(range(dims_of(model).n_layers)), paired=True)
@@ -551,7 +551,7 @@ show(
 # ### First story: the direction that removed refusal
 #
 # In the trial run for this course, somebody ablated the direction of layer 13 and refusal fell from 85% to 5%. They were delighted.
-# So: every second layer's difference of means, ablated at every write. For each, refusal, KL and perplexity.
+# So: every third layer's difference of means, ablated at every write. For each, refusal, KL and perplexity.
 
 # %%
 from helpers.directions import covariance_directions
@@ -559,17 +559,17 @@ from helpers.hooks import ablate_direction, add_direction
 from helpers.refusal import refusal_score_of
 
 refusal = refusal_score_of(model, tokenizer)
-prose = load_paragraphs()[:3]
+prose = load_paragraphs()[:2]
 meter = CostMeter(
-    model, tokenizer, [p.harmful for p in check_pairs], [p.harmless for p in check_pairs], prose, prose_tokens=32
+    model, tokenizer, [p.harmful for p in check_pairs], [p.harmless for p in check_pairs], prose, prose_tokens=24
 )
 differences = (stream["harmful"] - stream["harmless"]).mean(0)  # [layer, d_model]
 clean = meter.measure()
 rows = []
-for layer in range(6, dims_of(model).n_layers - 1, 2):
+for layer in range(7, dims_of(model).n_layers - 3, 3):
     cost = meter.measure(ablate_direction(model, unit(differences[layer])))
     with add_direction(model, differences[layer], layer):
-        induce = refusal.log_odds(model, tokenizer, meter.harmless).mean() - refusal.threshold
+        induce = refusal.log_odds(model, tokenizer, meter.harmless[:4]).mean() - refusal.threshold
     bypass = cost.odds.mean() - refusal.threshold
     rows.append(
         {
@@ -826,7 +826,7 @@ control = check("01.7", my_control)
 from helpers.matched import mean_activity
 
 test_meter = CostMeter(
-    model, tokenizer, asked[::2], [p.harmless for p in test_pairs[::2]], prose, prose_tokens=32, quick=True
+    model, tokenizer, asked[::3], [p.harmless for p in test_pairs[::3]], prose, prose_tokens=24, quick=True
 )
 activity = real.activity.numpy()
 fifty = ranked(real.difference.abs(), 50)
@@ -911,9 +911,11 @@ costs = {
 # %%
 from helpers.matched import matched_random_sets
 
-band, band_size = {}, {}
-for k in SIZES:
-    # For the largest size the control is matched to the whole of it, layer by layer; see how well in the caption.
+band, band_size = (
+    {50: by_chance["same layers, like activity"]},
+    {50: (mean_activity(fifty, real.activity), size["same layers, like activity"])},
+)
+for k in SIZES[1:]:
     chosen = ranked(real.difference.abs(), k)
     alike = matched_random_sets(chosen, real.activity, draws)
     band[k] = np.array([test_meter.odds(mean_ablated(model, one, means)).mean() for one in alike])
@@ -1001,10 +1003,10 @@ summary.round(2)
 #
 # ### Neuron by neuron, where nobody has coloured in the truth
 #
-# The same picture as for the box: ten neurons from the top of two lists, and ten at random.
+# The same picture as for the box: eight neurons from the top of two lists, and eight at random.
 
 # %%
-few = 10
+few = 8
 tell = np.random.default_rng(1)
 anyone = [(int(tell.integers(8, 28)), int(tell.integers(dims_of(model).d_mlp))) for _ in range(few)]
 suspects = {"loudest": ranked(real.difference.abs(), few), "best heard": ranked(real_writes, few), "random": anyone}
@@ -1047,19 +1049,19 @@ show(
 # %%
 from helpers.transplant import generate_with_transplant
 
-some = asked[::2]
+some = asked[1::3]
 transplants = {"none": [], "top 5% by contrast": ranked(changed, five_percent), "top 5% by difference": loudest,
                "random 5%": matched_random_sets(ranked(changed, five_percent), real.activity, 1)[0],
                "all neurons": [(layer, n) for layer in range(n_layers) for n in range(dims_of(model).d_mlp)]}  # fmt: skip
 given = {
-    name: refused(generate_with_transplant(base, model, tokenizer, some, places, 10))
+    name: refused(generate_with_transplant(base, model, tokenizer, some, places, 8))
     for name, places in transplants.items()
 }
 limits = tuple(zip(*(bootstrap_interval(row) for row in given.values()), strict=True))
 show(
     bars(list(given), [row.mean() for row in given.values()], intervals=limits, ylabel="base model: harmful refused", ylim=(0, 1.12)),
     alt="Bars of refusals of the base model with neurons of the tuned one: " + ", ".join(f"{n} {row.mean():.0%}" for n, row in given.items()) + ".",
-    caption=f"{len(some)} harmful test requests, by the words of ten tokens. The tuned model itself refuses {by_words['intact'][::2].mean():.0%} of them.",
+    caption=f"{len(some)} harmful test requests, by the words of eight tokens. The tuned model itself refuses {by_words['intact'][1::3].mean():.0%} of them.",
 )  # fmt: skip
 
 # %% [markdown]
@@ -1069,8 +1071,8 @@ show(
 # effect of those same 50 on other pairs?
 
 # %%
-handful = slice(0, half, half // 6)
-rest = [i for i in range(half) if i not in range(*handful.indices(half))]
+handful = list(range(0, half, half // 6))[:6]
+rest = [i for i in range(half) if i not in handful]
 small = effect_size(real.unsafe[handful], real.safe[handful]).abs().flatten()
 best_fifty = small.argsort(descending=True)[:50]
 elsewhere = effect_size(real.unsafe[rest], real.safe[rest]).abs().flatten()
