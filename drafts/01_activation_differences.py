@@ -917,7 +917,7 @@ band, band_size = (
 )
 for k in SIZES[1:]:
     chosen = ranked(real.difference.abs(), k)
-    alike = matched_random_sets(chosen, real.activity, draws)
+    alike = matched_random_sets(chosen, real.activity, draws, spill=True)
     band[k] = np.array([test_meter.odds(mean_ablated(model, one, means)).mean() for one in alike])
     band_size[k] = mean_activity(chosen, real.activity), np.mean([mean_activity(one, real.activity) for one in alike])
 
@@ -1051,7 +1051,7 @@ from helpers.transplant import generate_with_transplant
 
 some = asked[1::3]
 transplants = {"none": [], "top 5% by contrast": ranked(changed, five_percent), "top 5% by difference": loudest,
-               "random 5%": matched_random_sets(ranked(changed, five_percent), real.activity, 1)[0],
+               "random 5%": matched_random_sets(ranked(changed, five_percent), real.activity, 1, spill=True)[0],
                "all neurons": [(layer, n) for layer in range(n_layers) for n in range(dims_of(model).d_mlp)]}  # fmt: skip
 given = {
     name: refused(generate_with_transplant(base, model, tokenizer, some, places, 8))

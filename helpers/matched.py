@@ -14,42 +14,69 @@ Place = tuple[int, int]  # (layer, neuron)
 
 
 def matched_random_sets(
-    neurons: Iterable[Place], activity: torch.Tensor, count: int = 20, nearest: int = 10, seed: int = 0
+    neurons: Iterable[Place],
+    activity: torch.Tensor,
+    count: int = 20,
+    nearest: int = 10,
+    seed: int = 0,
+    spill: bool = False,
 ) -> list[list[Place]]:
     """`count` random sets, each as large as `neurons`, none of them sharing a neuron with it.
 
     activity: how active each neuron is, [layer, d_mlp] (the mean absolute activation, say). For each chosen neuron
     one of the `nearest` free neurons of its layer is drawn, near in activity, none twice in a set; the most active
-    choose first, since they have the fewest equals. Raises ValueError if more than half of a layer is chosen.
+    choose first, since they have the fewest equals. spill: where more than half of a layer is chosen, the partners of
+    its quietest come from the next layers that have room. Raises ValueError for such a layer without spill, for
+    neurons that are not there, and if more than half of all neurons are chosen.
     """
     activity = np.asarray(torch.as_tensor(activity).float().cpu())
     if activity.ndim != 2:
         raise ValueError(f"activity needs one number for each [layer, neuron], not the shape {activity.shape}.")
-    chosen: dict[int, list[int]] = {}
-    for layer, neuron in dict.fromkeys(tuple(map(int, place)) for place in neurons):
-        chosen.setdefault(layer, []).append(neuron)
-    width, rng = activity.shape[1], np.random.default_rng(seed)
-    for layer, members in chosen.items():
-        if 2 * len(members) > width:
-            raise ValueError(
-                f"{len(members)} of the {width} neurons of layer {layer} are chosen: no set of others is as large. "
-                "Choose fewer neurons."
-            )
-    sets: list[list[Place]] = [[] for _ in range(count)]
-    for layer, members in sorted(chosen.items()):
-        free = np.setdiff1d(np.arange(width), members)
-        free = free[np.argsort(activity[layer, free], kind="stable")]
-        order = sorted(members, key=lambda neuron: -activity[layer, neuron])
-        targets = np.searchsorted(activity[layer, free], activity[layer, order])
-        for drawn in sets:
-            left = list(free)
-            for target in targets:
-                target = min(int(target), len(left))
-                start = max(0, min(target - nearest // 2, len(left) - nearest))
-                window = range(start, min(start + nearest, len(left)))
-                place = window[int(rng.integers(len(window)))]
-                drawn.append((layer, int(left.pop(place))))
-    return sets
+    chosen = list(dict.fromkeys(tuple(map(int, place)) for place in neurons))
+    depth, width = activity.shape
+    if outside := [p for p in chosen if not (0 <= p[0] < depth and 0 <= p[1] < width)]:
+        raise ValueError(f"There is no neuron {outside[0]}: activity has {depth} layers of {width} neurons.")
+    wanted = {layer: sorted((activity[p] for p in chosen if p[0] == layer), reverse=True) for layer in range(depth)}
+    full = [layer for layer in wanted if 2 * len(wanted[layer]) > width]
+    if 2 * len(chosen) > activity.size or full and not spill:
+        where = f"layer {full[0]}" if full else "all layers"
+        raise ValueError(
+            f"More than half of the neurons of {where} are chosen, so no set of others is as large. Choose fewer "
+            "neurons, or let partners come from other layers by spill=True."
+        )
+    free = {layer: _free(activity, layer, [n for at, n in chosen if at == layer]) for layer in wanted}
+    _spill(wanted, free)
+    rng = np.random.default_rng(seed)
+    return [_one_set(wanted, free, activity, nearest, rng) for _ in range(count)]
+
+
+def _free(activity: np.ndarray, layer: int, members: list[int]) -> np.ndarray:
+    """The layer's neurons that are not chosen, the quietest first."""
+    free = np.setdiff1d(np.arange(activity.shape[1]), members)
+    return free[np.argsort(activity[layer, free], kind="stable")]
+
+
+def _spill(wanted: dict[int, list[float]], free: dict[int, np.ndarray]) -> None:
+    """Move what a layer has no room for, its quietest, to the nearest layers that have. Changes `wanted`."""
+    for layer in wanted:
+        for other in sorted(wanted, key=lambda at, layer=layer: abs(at - layer)):
+            surplus, room = len(wanted[layer]) - len(free[layer]), len(free[other]) - len(wanted[other])
+            if surplus > 0 and room > 0:
+                moved = min(surplus, room)
+                wanted[other] = sorted(wanted[other] + wanted[layer][-moved:], reverse=True)
+                wanted[layer] = wanted[layer][:-moved]
+
+
+def _one_set(wanted: dict, free: dict, activity: np.ndarray, nearest: int, rng: np.random.Generator) -> list[Place]:
+    drawn: list[Place] = []
+    for layer, values in wanted.items():
+        left = list(free[layer])
+        for place in np.searchsorted(activity[layer, free[layer]], values):
+            place = min(int(place), len(left))
+            start = max(0, min(place - nearest // 2, len(left) - nearest))
+            window = range(start, min(start + nearest, len(left)))
+            drawn.append((layer, int(left.pop(window[int(rng.integers(len(window)))]))))
+    return drawn
 
 
 def mean_activity(neurons: Sequence[Place], activity: torch.Tensor) -> float:

@@ -160,6 +160,15 @@ def test_matched_sets_are_like_the_chosen_ones():
     assert sets == matched_random_sets(chosen, activity, count=20)
 
 
+def test_a_crowded_layer_finds_its_partners_next_door():
+    activity = torch.rand(4, 50)
+    chosen = [(2, i) for i in range(40)] + [(1, 3)]
+    (drawn,) = matched_random_sets(chosen, activity, count=1, spill=True)
+    layers = [layer for layer, _ in drawn]
+    assert len(set(drawn)) == 41 and not set(drawn) & set(chosen) and layers.count(2) == 10
+    assert layers.count(1) + layers.count(3) == 31
+
+
 def test_bad_input_is_named(box):
     model, tokenizer, _, harmless, means = box
     tiny_model = tiny("llama")
@@ -170,6 +179,7 @@ def test_bad_input_is_named(box):
         "means are of another model": lambda: mean_ablated(tiny_model, [(0, 1)], means).__enter__(),
         "at least two harmless": lambda: template_means(model, tokenizer, harmless[:1]),
         "no set of others is as large": lambda: matched_random_sets([(0, i) for i in range(150)], torch.rand(6, 256)),
+        "There is no neuron .7, 1.": lambda: matched_random_sets([(7, 1)], torch.rand(6, 256)),
         "one number for each": lambda: matched_random_sets([(0, 1)], torch.rand(256)),
     }
     for complaint, call in cases.items():
