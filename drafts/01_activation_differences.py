@@ -269,9 +269,11 @@ for layer in later:
     )
     for name, vector in zip(ways, found, strict=True):
         ways[name][layer] = abs(float(torch.cosine_similarity(vector, truth.direction, dim=0)))
+curves = {name: (list(row.values()),) for name, row in ways.items()}
+fig = lines_with_band(list(later), curves, xlabel="layer", ylabel="|cosine| with the truth", ylim=(-0.02, 1.02))
+fig.axes[0].set_xticks(list(later))
 show(
-    lines_with_band(list(later), {name: (list(row.values()),) for name, row in ways.items()}, xlabel="layer", ylabel="|cosine| with the truth",
-                    ylim=(0, 1.02)),
+    fig,
     alt="Lines of closeness to the true direction by layer. At layer 4: "
     + ", ".join(f"{name} {row[4]:.2f}" for name, row in ways.items()) + ".",
     caption="The box. Reading vectors from pairs in shuffled and in fixed order; the difference of means from twins, and from harmful requests "
@@ -593,7 +595,7 @@ for ax, (column, label, line) in zip(axes, panels, strict=True):
     ax.axhline(line, color="#555555", linestyle=":", linewidth=1.6)
     ax.set(ylabel=label)
 axes[0].set(title="One direction taken out, by the layer it came from")
-axes[-1].set(xlabel="layer whose difference of means is ablated")
+axes[-1].set(xlabel="layer whose difference of means is ablated", xticks=real_candidates.layer)
 lowest = real_candidates.loc[real_candidates.bypass.idxmin()]
 show(
     fig,
@@ -971,6 +973,7 @@ axes[0].fill_between(SIZES, [band[k].min() for k in SIZES], [band[k].max() for k
 axes[0].axhline(untouched.odds.mean(), color="#555555", linestyle=":", linewidth=1.6)
 axes[1].axhline(untouched.perplexity, color="#555555", linestyle=":", linewidth=1.6)
 axes[1].set(yscale="log")
+axes[1].yaxis.set_major_formatter("{x:,.0f}")
 axes[0].legend(fontsize=9)
 show(
     fig,
