@@ -314,11 +314,11 @@ choice = check("01.4", my_choice)
 
 # %%
 from helpers.directions import DirectionJudge, score_directions
-from helpers.refusal import find_refusal_score
+from helpers.refusal import refusal_score_of
 
 validation = glassbox_prompts("pairs", n=32, split="validation")
 sides = [p.harmful for p in validation], [p.harmless for p in validation]
-box_refusal = find_refusal_score(box, box_tokenizer, *sides)
+box_refusal = refusal_score_of(box, box_tokenizer)
 judged = score_directions(DirectionJudge(box, box_tokenizer, box_refusal, *sides), candidates[:, -1:], layers=later)
 judged["cosine with the truth"] = [float(closeness[layer, -1]) for layer in judged.layer]
 judged.round(2)
@@ -423,9 +423,7 @@ from helpers.costs import CostMeter
 from helpers.mean_ablation import mean_ablated, template_means
 
 box_means = template_means(box, box_tokenizer, prompts["safe"])
-box_meter = CostMeter(
-    box, box_tokenizer, prompts["test_unsafe"][:16], prompts["test_safe"][:16], score=box_refusal, quick=True
-)
+box_meter = CostMeter(box, box_tokenizer, prompts["test_unsafe"][:16], prompts["test_safe"][:16], quick=True)
 everyone = [(layer, neuron) for layer in range(dims_of(box).n_layers) for neuron in range(dims_of(box).d_mlp)]
 at_random = [everyone[i] for i in np.random.default_rng(0).choice(len(everyone), 60, replace=False)]
 tried = list(
@@ -558,7 +556,6 @@ show(
 # %%
 from helpers.directions import covariance_directions
 from helpers.hooks import ablate_direction, add_direction
-from helpers.refusal import refusal_score_of
 
 refusal = refusal_score_of(model, tokenizer)
 prose = load_paragraphs()[:2]
