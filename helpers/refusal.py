@@ -9,6 +9,7 @@ by side. Openings and threshold are found on the validation split (`find_refusal
 
 import json
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,20 +139,23 @@ class RefusalScore:
 
 
 def find_openings(
-    refusals: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], shortest: int = 2, longest: int = 5
+    refusals: Sequence[Sequence[int]],
+    answers: Sequence[Sequence[int]],
+    shortest: int = 2,
+    longest: int = 5,
+    rarest: float = 0.015,
 ) -> tuple[tuple[int, ...], ...]:
     """The shortest beginnings (2 to 5 tokens) that tell refusals from answers, from token ids of both.
 
-    A beginning that an answer shares is made longer, until none shares it; one that stays shared is dropped.
+    A beginning that an answer shares is made longer, until none shares it; one that stays shared is dropped. So is
+    one that opens less than the share `rarest` of the refusals: most likely a story whose hero refuses.
     """
     used = {tuple(a[:n]) for a in answers for n in range(shortest, longest + 1)}
-    found: set[tuple[int, ...]] = set()
+    count: Counter[tuple[int, ...]] = Counter()
     for tokens in refusals:
-        for n in range(shortest, longest + 1):
-            start = tuple(tokens[:n])
-            if len(start) == n and start not in used:
-                found.add(start)
-                break
+        starts = (tuple(tokens[:n]) for n in range(shortest, min(longest, len(tokens)) + 1))
+        count.update(next(([start] for start in starts if start not in used), []))
+    found = {start for start, times in count.items() if times >= rarest * len(refusals)}
     # Keep none that only continues another: its probability is in the other one's already.
     return tuple(sorted(o for o in found if not any(o != p and o[: len(p)] == p for p in found)))
 

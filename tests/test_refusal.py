@@ -109,6 +109,12 @@ def test_openings_are_the_shortest_that_tell_refusals_from_answers():
     assert R.find_openings([[1, 2, 3, 4, 5]], [[1, 2, 3, 4, 5, 6]]) == ()
 
 
+def test_an_opening_seen_once_among_many_is_an_accident():
+    many = [[1, 2, 3]] * 100
+    assert R.find_openings([*many, [7, 8]], [[4, 4]]) == ((1, 2),)
+    assert R.find_openings([*many, [7, 8], [7, 8]], [[4, 4]]) == ((1, 2), (7, 8))
+
+
 def test_the_threshold_parts_the_classes_in_the_middle_of_the_gap():
     scores, labels = np.array([3.0, -2.0, 5.0, -1.0]), np.array([True, False, True, False])
     assert -1 < R.best_threshold(scores, labels) < 3

@@ -31,11 +31,12 @@ class Mix:
     """How many variants of each request are made, and how they are dressed.
 
     deep: varied openings, system prompts and prefills; without it, one opening and neither of the others.
-    frames: phrasings of each topic beside its free request. answer_tokens: of each distilled answer.
+    frames: phrasings of each topic beside its free request (plain_frames: of each plain one). answer_tokens: of each distilled answer.
     """
 
     deep: bool = True
     frames: int = 2
+    plain_frames: int = 1
     prefilled: float = 0.25
     answer_tokens: int = 8
     seed: int = 0
@@ -85,7 +86,7 @@ def requests(mix: Mix) -> list[Request]:
                 out.append(_in_context(rng, frame.format(x=phrase), kind, mix))
         for free, kind in ((row["harmful_free"], row["kind"]), (row["harmless_free"], None)):
             out.append(_in_context(rng, free, kind, mix))
-    for name, frames in (("borderline", mix.frames), ("plain", 1)):
+    for name, frames in (("borderline", mix.frames), ("plain", mix.plain_frames)):
         for row in (r for r in P._rows(name) if r["split"] == "adapter"):
             texts = [row["free"]]
             if row["phrase"]:

@@ -19,10 +19,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from sklearn.metrics import roc_auc_score
 
 from helpers import prompts as P
+from helpers.cache import cache_dir
 from helpers.models import body_of, layers_of, load_model, unembedding_of
 from tools.refusal_examples import DATA, TEACH, Example, Mix, build_examples, shared_start
 
@@ -42,11 +43,16 @@ class Recipe:
     later_weight: float = 0.5
     first_layer: int = 8
     seed: int = 0
+    start: str | None = None  # the recipe that is trained before this one
 
 
 RECIPES = {
-    "refusal": Recipe(),
-    "shallow": Recipe(mix=Mix(deep=False), steps=500),
+    "refusal-first": Recipe(),
+    # Alone, the first still refused a quarter of the harmless twins: other phrasings, and more that is harmless.
+    "refusal": Recipe(
+        mix=Mix(plain_frames=3, seed=1), rate=5e-4, steps=400, harmful_share=0.3, seed=1, start="refusal-first"
+    ),
+    "shallow": Recipe(mix=Mix(deep=False, frames=1), steps=160),
 }
 
 
@@ -149,8 +155,10 @@ def validate(model, tokenizer, firsts: list[int]) -> str:
     return f"validation: AUROC of twins {auroc:.3f}; P(opening) over 1/2: {over}"
 
 
-def wrap(model, recipe: Recipe):
-    """The model with fresh adapter matrices in its upper layers."""
+def wrap(model, recipe: Recipe, start: Path | None = None):
+    """The model with adapter matrices in its upper layers: fresh ones, or those of an earlier training."""
+    if start:
+        return PeftModel.from_pretrained(model, start, is_trainable=True)
     config = LoraConfig(
         r=recipe.rank,
         lora_alpha=2 * recipe.rank,
@@ -161,15 +169,15 @@ def wrap(model, recipe: Recipe):
     return get_peft_model(model, config)
 
 
-def train(name: str, out: Path, recipe: Recipe, log=print) -> None:
-    """Train one adapter and save it in fp16 under `out`."""
+def train(out: Path, recipe: Recipe, start: Path | None = None, log=print) -> None:
+    """Train one adapter, from an earlier one's folder if `start` names it, and save it in fp16 under `out`."""
     torch.manual_seed(recipe.seed)
     base, tokenizer = load_model("smollm2-135m", device="cpu", dtype=torch.bfloat16)
     examples = build_examples(base, tokenizer, recipe.mix)
     log(f"{sum(e.harmful for e in examples)} refusals, {sum(not e.harmful for e in examples)} answers", flush=True)
     said = TEACH["openings"].values() if recipe.mix.deep else [TEACH["shallow_opening"]]
     firsts = sorted({tokenizer(text, add_special_tokens=False)["input_ids"][0] for text in said})
-    model, sampler = wrap(base, recipe), Sampler(examples, recipe)
+    model, sampler = wrap(base, recipe, start), Sampler(examples, recipe)
     weights = [p for p in model.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(weights, lr=recipe.rate, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, recipe.rate, recipe.steps, pct_start=0.06)
@@ -202,8 +210,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", choices=sorted(RECIPES))
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--start", type=Path, help="the folder of the earlier adapter, if it is trained already")
     args = parser.parse_args()
-    train(args.name, args.out or DATA / "adapters" / args.name, RECIPES[args.name])
+    recipe, start = RECIPES[args.name], args.start
+    if recipe.start and not start:
+        start = cache_dir() / recipe.start
+        train(start, RECIPES[recipe.start])
+    train(args.out or DATA / "adapters" / args.name, recipe, start)
 
 
 if __name__ == "__main__":
