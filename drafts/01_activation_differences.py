@@ -55,16 +55,7 @@ quiz("01.p3")
 # read, and tell a harmful request from a harmless one. They are what we are looking for. Hidden among 1,536 neurons are also 32
 # **decoys**, which react to harm and cause nothing.
 #
-# A colleague has already begun. Their function reads the neurons of one layer:
-#
-# ```python
-# rows = tokenize(tokenizer, prompts)
-# for row in rows:
-#     with record(model, ["mlp_out"], [layer]) as seen:
-#         model(torch.tensor([row]))
-#     out.append(seen["mlp_out"][layer][0].mean(0))
-# ```
-#
+# A colleague has already begun. Their function, in the exercise below, reads the neurons of one layer.
 # It runs, it returns a tensor, and its three mistakes are the most common ones there are: **dimensions of the residual stream are
 # taken for neurons**, **the mean runs over all tokens**, most of which are template, and **the chat template itself is missing**.
 #
@@ -494,16 +485,15 @@ show(
 
 # %%
 from helpers.neurons import Comparison
-from helpers.prompts import load_pairs, load_paragraphs
+from helpers.prompts import load_pairs, load_paragraphs, load_plain
 
 pairs = load_pairs("method")[::2]
 test_pairs = load_pairs("test")[3:128:8]
-check_pairs = load_pairs("validation")[2::14]
 seen = read(model, tokenizer, [p.harmless for p in pairs] + [p.harmful for p in pairs], ["neurons", "resid_pre"])
 half = len(pairs)
 real = Comparison(seen["neurons"][:half], seen["neurons"][half:], tuple(range(dims_of(model).n_layers)), paired=True)
 stream = {"harmless": seen["resid_pre"][:half], "harmful": seen["resid_pre"][half:]}  # [pair, layer, d_model]
-print(f"{half} pairs to choose by, {len(check_pairs)} to validate, {len(test_pairs)} to report; their topics differ")
+print(f"{half} pairs to choose by, {len(test_pairs)} to report; the topics differ")
 real.table(top_k=6).drop(columns="score").round(2)
 
 # %% [markdown]
@@ -551,7 +541,8 @@ show(
 # ### First story: the direction that removed refusal
 #
 # In the trial run for this course, somebody ablated the direction of layer 13 and refusal fell from 85% to 5%. They were delighted.
-# So: every third layer's difference of means, ablated at every write. For each, refusal, KL and perplexity.
+# So: every second layer's difference of means, ablated at every write. For each, refusal, KL and perplexity. As in the paper, the harmful
+# validation prompts are ones that the model does refuse, and the harmless ones are plain everyday requests.
 
 # %%
 from helpers.directions import covariance_directions
@@ -559,13 +550,17 @@ from helpers.hooks import ablate_direction, add_direction
 
 refusal = refusal_score_of(model, tokenizer)
 prose = load_paragraphs()[:2]
-meter = CostMeter(
-    model, tokenizer, [p.harmful for p in check_pairs], [p.harmless for p in check_pairs], prose, prose_tokens=24
-)
+in_doubt = [p.harmful for p in load_pairs("validation")[2::9]]
+sure = [
+    prompt
+    for prompt, odds in zip(in_doubt, refusal.log_odds(model, tokenizer, in_doubt), strict=True)
+    if odds > refusal.threshold
+]
+meter = CostMeter(model, tokenizer, sure[:6] or in_doubt[:6], load_plain("validation")[::9][:6], prose, prose_tokens=24)
 differences = (stream["harmful"] - stream["harmless"]).mean(0)  # [layer, d_model]
 clean = meter.measure()
 rows = []
-for layer in range(7, dims_of(model).n_layers - 3, 3):
+for layer in range(9, dims_of(model).n_layers - 5, 2):
     cost = meter.measure(ablate_direction(model, unit(differences[layer])))
     with add_direction(model, differences[layer], layer):
         induce = refusal.log_odds(model, tokenizer, meter.harmless[:4]).mean() - refusal.threshold
@@ -612,11 +607,14 @@ passes = (
     (real_candidates.kl <= 0.1) & (real_candidates.induce > 0) & (real_candidates.layer < 0.8 * dims_of(model).n_layers)
 )
 n_layers = dims_of(model).n_layers
-early = real_candidates[real_candidates.layer < 0.8 * n_layers]
-picked = real_candidates.loc[choice(real_candidates, n_layers)] if passes.any() else early.loc[early.kl.idxmin()]
+works = real_candidates[
+    (real_candidates.bypass < 0) & (real_candidates.induce > 0) & (real_candidates.layer < 0.8 * n_layers)
+]
+cheapest = works.kl.idxmin() if len(works) else real_candidates.bypass.idxmin()
+picked = real_candidates.loc[choice(real_candidates, n_layers) if passes.any() else cheapest]
 print(f"{passes.sum()} of {len(real_candidates)} candidates pass")
-print("the rule's choice:" if passes.any() else "none may be called the refusal direction; to go on, the one that does least damage:",
-      f"layer {int(picked.layer)}, KL {picked.kl:.2f}")  # fmt: skip
+print("the rule's choice:" if passes.any() else "to go on, and at a price that has to be named: the least damage among those that take refusal away:",
+      f"layer {int(picked.layer)}, KL {picked.kl:.2f}, perplexity {picked.perplexity:.0f} against {clean.perplexity:.0f}")  # fmt: skip
 real_direction = unit(differences[int(picked.layer)])
 
 # %% [markdown]
@@ -653,12 +651,13 @@ ax.axhline(refusal.threshold, color=HARMLESS, linestyle="--", linewidth=1.4)
 ax.set(xlabel="KL on harmless prompts (nats)", ylabel="refusal log-odds, harmful")
 ax.legend()
 as_low = np.mean([c.odds.mean() <= chosen_cost.odds.mean() for c in random_costs])
+as_cheap = np.mean([c.odds.mean() <= chosen_cost.odds.mean() and c.kl <= chosen_cost.kl for c in random_costs])
 show(
     fig,
     alt=f"Scatter plot of refusal against KL for 20 random directions and the chosen one. The chosen one has log-odds {chosen_cost.odds.mean():.1f} "
     f"at KL {chosen_cost.kl:.2f}; {as_low:.0%} of the random ones are as low.",
-    caption=f"Dotted: intact; dashed: the threshold of refusal. Of 20 random directions {as_low:.0%} bring refusal as low as the chosen one. "
-    "Four prompts a group.",
+    caption=f"Dotted: intact; dashed: the threshold of refusal. Of 20 random directions {as_low:.0%} bring refusal as low as the chosen one, "
+    f"and {as_cheap:.0%} do so at no more damage. Four prompts a group.",
 )
 
 # %% [markdown]
@@ -824,9 +823,7 @@ control = check("01.7", my_control)
 # %%
 from helpers.matched import mean_activity
 
-test_meter = CostMeter(
-    model, tokenizer, asked[::3], [p.harmless for p in test_pairs[::3]], prose, prose_tokens=24, quick=True
-)
+test_meter = CostMeter(model, tokenizer, asked[::3], load_plain("test")[::25][:6], prose, prose_tokens=24, quick=True)
 activity = real.activity.numpy()
 fifty = ranked(real.difference.abs(), 50)
 
@@ -869,7 +866,7 @@ show(
     + "; ".join(f"random ones of {name}: mean {values.mean():.1f}, {as_low[name]:.0%} as low" for name, values in by_chance.items()) + ".",
     caption=f"Dotted: intact. Mean activity: the loudest {mean_activity(fifty, real.activity):.2f}; "
     + "; ".join(f"{name} {value:.2f}" for name, value in size.items())
-    + ". Each cross is one draw of 50.",
+    + f". Each cross is one draw of 50. Called refused: intact {untouched.refused.mean():.0%}, without the loudest {of_fifty.refused.mean():.0%}.",
 )  # fmt: skip
 reveal("01.p2", of_fifty.refused.mean())
 
@@ -971,7 +968,9 @@ axes[0].axhline(untouched.odds.mean(), color="#555555", linestyle=":", linewidth
 axes[1].axhline(untouched.perplexity, color="#555555", linestyle=":", linewidth=1.6)
 axes[1].set(yscale="log")
 axes[1].yaxis.set_major_formatter("{x:,.0f}")
-axes[0].legend(fontsize=9)
+axes[1].yaxis.set_minor_formatter("{x:,.0f}")
+axes[1].tick_params(axis="y", which="minor", labelsize=9)
+axes[1].legend(*axes[0].get_legend_handles_labels(), loc="upper left", fontsize=9)
 show(
     fig,
     alt=f"Two panels over the number of ablated neurons. Refusal log-odds at {SIZES[-1]:,}: "
@@ -1000,6 +999,29 @@ summary.round(2)
 # Read it like a sceptic. A row counts as evidence only if it says *True* **and** its KL and perplexity are near those of the intact model.
 # A row with low refusal and a ruined perplexity is the first story again. The random band is matched to the ranking by difference; a
 # ranking that picks quieter neurons has an easier time than the band suggests, and so deserves the more credit.
+#
+# So give the best honest row a control of its own: among the rows with a KL of at most 0.1, the one that did most to refusal, against
+# twenty sets matched to *it*.
+
+# %%
+honest = summary[summary.KL <= 0.1] if (summary.KL <= 0.1).any() else summary[summary.KL <= summary.KL.min()]
+row = honest.loc[honest["log-odds"].idxmin()]
+its_neurons = ranked(real_scores[row.ranking], int(row.neurons))
+alike = matched_random_sets(its_neurons, real.activity, draws, spill=True)
+its_band = np.array([test_meter.odds(mean_ablated(model, one, means)).mean() for one in alike])
+print(f"{row.neurons:,} neurons by {row.ranking}: log-odds {row['log-odds']:.2f} (intact {untouched.odds.mean():.2f}), KL {row.KL:.2f}, "
+      f"perplexity {row.perplexity:.0f} (intact {untouched.perplexity:.0f})")  # fmt: skip
+print(f"{draws} sets matched to them: {its_band.min():.2f} to {its_band.max():.2f}, mean {its_band.mean():.2f}; "
+      f"{np.mean(its_band <= row['log-odds']):.0%} as low")  # fmt: skip
+print(
+    f"mean activity: {mean_activity(its_neurons, real.activity):.2f}, of the matched sets {np.mean([mean_activity(one, real.activity) for one in alike]):.2f}"
+)
+low, high = bootstrap_interval(costs[row.ranking, int(row.neurons)].odds - untouched.odds)
+print(f"change of log-odds, 95% interval over topics: {low:.2f} to {high:.2f}")
+
+# %% [markdown]
+# This row was picked for being the best of several, which makes it look a little better than it is. A last step for a paper would be to
+# test it once more on prompts that had no part in the picking.
 #
 # ### Neuron by neuron, where nobody has coloured in the truth
 #
@@ -1049,7 +1071,7 @@ show(
 # %%
 from helpers.transplant import generate_with_transplant
 
-some = asked[1::3]
+some = asked[::2]
 transplants = {"none": [], "top 5% by contrast": ranked(changed, five_percent), "top 5% by difference": loudest,
                "random 5%": matched_random_sets(ranked(changed, five_percent), real.activity, 1, spill=True)[0],
                "all neurons": [(layer, n) for layer in range(n_layers) for n in range(dims_of(model).d_mlp)]}  # fmt: skip
@@ -1061,7 +1083,7 @@ limits = tuple(zip(*(bootstrap_interval(row) for row in given.values()), strict=
 show(
     bars(list(given), [row.mean() for row in given.values()], intervals=limits, ylabel="base model: harmful refused", ylim=(0, 1.12)),
     alt="Bars of refusals of the base model with neurons of the tuned one: " + ", ".join(f"{n} {row.mean():.0%}" for n, row in given.items()) + ".",
-    caption=f"{len(some)} harmful test requests, by the words of eight tokens. The tuned model itself refuses {by_words['intact'][1::3].mean():.0%} of them.",
+    caption=f"{len(some)} harmful test requests, by the words of eight tokens. The tuned model itself refuses {by_words['intact'][::2].mean():.0%} of them.",
 )  # fmt: skip
 
 # %% [markdown]
