@@ -547,8 +547,9 @@ show(
 # %%
 from helpers.directions import covariance_directions
 from helpers.hooks import ablate_direction, add_direction
+from helpers.packed_score import packed
 
-refusal = refusal_score_of(model, tokenizer)
+refusal = packed(refusal_score_of(model, tokenizer))  # the same score, computed with fewer tokens
 prose = load_paragraphs()[:2]
 in_doubt = [p.harmful for p in load_pairs("validation")[2::9]]
 sure = [

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from .directions import kl_divergence, next_token_log_probs
+from .packed_score import packed
 from .prompts import chat_text, check_prompts, pad, pad_token_id, tokenize
 from .refusal import RefusalScore, refusal_score_of
 from .shared_prefix import WithPrefix, shared_prefix
@@ -53,7 +54,7 @@ class CostMeter:
         self.tokenizer = tokenizer
         self.harmful, self.harmless = check_prompts(harmful), check_prompts(harmless)
         self.prose = [ids[:prose_tokens] for ids in tokenize(tokenizer, list(prose))] if len(prose) else []
-        self.score = score or refusal_score_of(model, tokenizer)
+        self.score = packed(score or refusal_score_of(model, tokenizer))
         prefix = shared_prefix(tokenizer, [*self.harmful, *self.harmless, ASKED]) if quick else []
         self.model = WithPrefix(model, prefix) if prefix else model
         self._clean = next_token_log_probs(self.model, tokenizer, self.harmless)
