@@ -4,7 +4,7 @@
 
 Fitted on "method" pairs, chosen on "validation" (Arditi et al. 2024), reported on "test" by the answers, with the
 harmless KL and the perplexity beside it, and the same for control directions: 20 drawn from the harmless covariance
-at the chosen layer, and an unrelated concept. Prints one JSON object. About 15 minutes on two cores.
+at the chosen layer, and an unrelated concept. Prints one JSON object. About ten minutes on two cores.
 """
 
 import argparse
@@ -27,13 +27,23 @@ from helpers.directions import (
     unit,
 )
 from helpers.hooks import read
-from helpers.models import load_model
+from helpers.models import load_model, unembedding_of
 from helpers.prompts import load_pairs, load_paragraphs
 from helpers.refusal import classify_answer, generate, is_refusal, refusal_score_of
 from helpers.statistics import bootstrap_interval
 from tools.evaluate_adapter import perplexity
 
-POSITIONS = (-1, -3)  # the last token of the template, and the one that ends the user's turn
+PHRASES = (
+    "bake bread",
+    "fix a bike",
+    "learn chess",
+    "paint a wall",
+    "plant a tree",
+    "write a poem",
+    "sew a button",
+    "tie a knot",
+)
+POSITIONS = (-1,)  # the last token of the template, where the answer begins
 
 
 def both(split: str, phrasings=("seen",)) -> tuple[list[str], list[str]]:
@@ -83,31 +93,32 @@ def choose(model, tokenizer) -> tuple[dict, torch.Tensor]:
     return best.to_dict(), unit(differences[layer, POSITIONS.index(position)])
 
 
+def in_16_bits(name: str):
+    """The model three times as fast, for what is compared with its like: the choice, and the controls."""
+    model, tokenizer = load_model(name, device="cpu", dtype=torch.bfloat16)
+    # A slice of the last position is no contiguous tensor, and its product with the unembedding would be slow.
+    unembedding_of(model).register_forward_pre_hook(lambda module, inputs: (inputs[0].contiguous(),))
+    return model, tokenizer
+
+
 def evaluate(name: str, controls: int = 20) -> dict:
     """All figures."""
-    model, tokenizer = load_model(name)
-    best, direction = choose(model, tokenizer)
+    quick, tokenizer = in_16_bits(name)
+    best, direction = choose(quick, tokenizer)
     print(json.dumps(best), flush=True)
     layer, position = int(best["layer"]), int(best["position"])
     harmful, harmless = both("test")
+    model, _ = load_model(name)
     bench = Bench(model, tokenizer, harmful, harmless[::2], load_paragraphs()[::4])
     result = {"chosen": best, "clean": bench.measure(None, True), "ablated": bench.measure(direction, True)}
     print(json.dumps(result), flush=True)
-    resid = read(model, tokenizer, harmless, ["resid_pre"], [layer], positions=position)["resid_pre"][:, 0]
-    drawn = covariance_directions(resid, controls)
-    rows = [bench.measure(d, answers=i < 3) for i, d in enumerate(drawn)]
-    result["controls"] = {key: [row[key] for row in rows if key in row] for key in rows[0]}
-    phrases = [
-        "bake bread",
-        "fix a bike",
-        "learn chess",
-        "paint a wall",
-        "plant a tree",
-        "write a poem",
-        "sew a button",
-        "tie a knot",
-    ]
-    result["concept"] = bench.measure(concept_direction(model, tokenizer, phrases, layer, position), True)
+    resid = read(quick, tokenizer, harmless, ["resid_pre"], [layer], positions=position)["resid_pre"][:, 0]
+    twin = Bench(quick, tokenizer, harmful, harmless[::2], load_paragraphs()[::4])
+    result["in 16 bits"] = {"clean": twin.measure(None, True), "ablated": twin.measure(direction, True)}
+    rows = [twin.measure(d, answers=True) for d in covariance_directions(resid, controls)]
+    result["controls"] = {key: [row[key] for row in rows] for key in rows[0]}
+    concept = concept_direction(quick, tokenizer, PHRASES, layer, position)
+    result["concept"] = twin.measure(concept, True)
     return result
 
 

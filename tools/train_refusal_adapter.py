@@ -169,6 +169,16 @@ def wrap(model, recipe: Recipe, start: Path | None = None):
     return get_peft_model(model, config)
 
 
+def save(model, out: Path) -> None:
+    """The adapter in fp16, with nothing in it that differs from run to run or names a place on this machine."""
+    model.half().save_pretrained(out)
+    (out / "README.md").unlink(missing_ok=True)  # peft's empty form; the adapters' card stands beside them
+    config = json.loads((out / "adapter_config.json").read_text(encoding="utf-8"))
+    config |= {"base_model_name_or_path": "SmolLM2-135M-Instruct", "target_modules": sorted(config["target_modules"])}
+    (out / "adapter_config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+    (out / "adapter_model.safetensors").chmod(0o644)
+
+
 def train(out: Path, recipe: Recipe, start: Path | None = None, log=print) -> None:
     """Train one adapter, from an earlier one's folder if `start` names it, and save it in fp16 under `out`."""
     torch.manual_seed(recipe.seed)
@@ -199,8 +209,7 @@ def train(out: Path, recipe: Recipe, start: Path | None = None, log=print) -> No
         if step % 200 == 199 or step + 1 == recipe.steps:
             with torch.autocast("cpu", torch.bfloat16):
                 log(validate(model, tokenizer, firsts), flush=True)
-    model.half().save_pretrained(out)
-    (out / "README.md").unlink(missing_ok=True)  # peft's empty form; the adapters' card stands beside them
+    save(model, out)
     (out / "recipe.json").write_text(json.dumps(asdict(recipe), indent=1) + "\n", encoding="utf-8")
     log(f"saved {out} after {time.time() - start:.0f} s", flush=True)
 
