@@ -13,7 +13,7 @@
 # * ablate neurons without breaking the model, next to a control that could prove you wrong;
 # * compare with what three papers report, and say what carries over to a small model.
 #
-# **Time:** about 110 minutes, of which the computer needs about three. **To know before:** lesson 00.
+# **Time:** about 110 minutes, of which the computer needs three to five. **To know before:** lesson 00.
 #
 # There are seven exercises. In three of them you repair what a colleague left behind: the six mistakes in their code are the ones
 # that this field makes. As always, none can stop you.
@@ -1124,7 +1124,7 @@ show(
 kept = summary[(summary.ranking == "contrast") & (summary.neurons == five_percent)].iloc[0]
 beside = pd.DataFrame(
     [
-        ("Arditi et al. 2024: Gemma 2B-it, their run files", "direction of layer 10 of 18, position −2, ablated", "refused 91% → 0%", "KL 0.07"),
+        ("Arditi et al. 2024: Gemma 2B-it, their run files", "direction of layer 10 of 18, position −2, ablated", "refused 91% → 0% (JailbreakBench, keywords)", "KL 0.07"),
         ("here: SmolLM2-135M with our adapter", f"direction of layer {int(picked.layer)} of {n_layers}, position −1, ablated",
          f"refused {by_words['intact'].mean():.0%} → {by_words['chosen direction'].mean():.0%}", f"KL {picked.kl:.2f}"),
         ("Chen et al. 2024: several open models, abstract", "about 5% of neurons patched into the base", "over 90% of the safety restored", "general ability kept"),
