@@ -2,8 +2,8 @@
 # # 01 · Activation differences
 #
 # Which neurons make a model refuse? The obvious plan: look which ones are active on harmful requests and quiet on harmless ones.
-# It is the first method in every toolbox, it takes one afternoon, and it has misled more studies than any other. Today you will
-# use it, be fooled by it where the truth is known, and learn **what it takes to believe what it finds**.
+# It is the first method that comes to mind, it takes one afternoon, and it is easily fooled. Today you will use it, be misled by it
+# where the truth is known, and learn **what it takes to believe what it finds**.
 #
 # **After this lesson you can**
 #
@@ -15,8 +15,8 @@
 #
 # **Time:** about 110 minutes, of which the computer needs three to five. **To know before:** lesson 00.
 #
-# There are seven exercises. In three of them you repair what a colleague left behind: the six mistakes in their code are the ones
-# that this field makes. As always, none can stop you.
+# There are seven exercises; in three of them you repair what a colleague left behind. Six mistakes that this field makes come by on
+# the way, in bold where you meet them. As always, no exercise can stop you.
 
 # %% [markdown]
 # ## Set-up
@@ -56,7 +56,7 @@ quiz("01.p3")
 # **decoys**, which react to harm and cause nothing.
 #
 # A colleague has already begun. Their function, in the exercise below, reads the neurons of one layer.
-# It runs, it returns a tensor, and its three mistakes are the most common ones there are: **dimensions of the residual stream are
+# It runs, it returns a tensor, and it makes three mistakes that no error message will ever point out: **dimensions of the residual stream are
 # taken for neurons**, **the mean runs over all tokens**, most of which are template, and **the chat template itself is missing**.
 #
 # {{exercise 01.1}}
