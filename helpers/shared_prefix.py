@@ -32,8 +32,8 @@ class WithPrefix:
     """A model that has read the shared beginning already; call it with the same batches, padded at the left.
 
     It takes what `Batch.inputs()` gives, drops the shared tokens, and runs the rest on their keys and values. Goes
-    wherever a model is only called: `score.log_odds(WithPrefix(model, prefix), tokenizer, prompts)`. Raises
-    ValueError if a batch does not begin with the prefix.
+    wherever a model is only called: `score.log_odds(WithPrefix(model, prefix), tokenizer, prompts)`. Exact for prompts
+    shorter than a model's sliding window. Raises ValueError if a batch does not begin with the prefix.
     """
 
     def __init__(self, model, prefix: Sequence[int]):
