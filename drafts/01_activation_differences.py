@@ -1135,7 +1135,7 @@ beside = pd.DataFrame(
     ],
     columns=["who", "what", "refusal", "cost"],
 )  # fmt: skip
-beside.style.hide(axis="index").set_properties(**{"text-align": "left", "white-space": "normal"})
+beside.style.hide(axis="index").set_uuid("papers").set_properties(**{"text-align": "left", "white-space": "normal"})
 
 # %% [markdown]
 # These are not the same experiment. Their models are at least ten times larger, their safety was trained at length, their prompts and judges are
