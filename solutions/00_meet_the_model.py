@@ -569,7 +569,7 @@ for i in late[:3]:
 # ### Fooled, 4: not refusing is not helping
 #
 # The last one is the most expensive. Suppose you search for the part of the model that refuses: you switch parts off, and look
-# for one without which refusals disappear. Here are two that make them disappear.
+# for those without which refusals grow fewer. Here are two.
 
 
 # %%
@@ -603,10 +603,10 @@ for name, said in samples.items():
     print(f"{name:14} a harmless request: {first_words(said[0])!r:60} the capital of France: {first_words(said[1])!r}")
 
 # %% [markdown]
-# A keyword list would report a triumph: refusals gone, safety circuit found. Look at the harmless questions: the model is broken.
-# It answers nothing any more, so of course it does not refuse. Telling `refusal`, `answer` and `broken` apart helps, but even
-# that is fooled by fluent nonsense; only measuring what the cut does to *harmless* text settles it. **Every claim about refusal
-# in this course comes with its cost elsewhere.**
+# A keyword list would report a triumph twice: fewer refusals, safety circuit found. Now read what comes back for the *harmless*
+# questions. One of the two cuts leaves no words at all. The other leaves fluent sentences, which even a test for `broken` takes for
+# answers; but does it still know the capital of France? A model that cannot answer does not refuse either. Only measuring what a
+# cut does to *harmless* text settles it. **Every claim about refusal in this course comes with its cost elsewhere.**
 #
 # ## 5 · Before and after
 #
