@@ -187,5 +187,6 @@ def ablation_of(model, direction: torch.Tensor | None) -> AbstractContextManager
 
 
 def searchable_layers(model) -> range:
-    """The layers that a direction may be chosen from."""
-    return range(int(LAST_SHARE * len(layers_of(model))))
+    """The layers that a direction may be chosen from. Not the first: before it, a template position holds its token
+    alone, the same in every prompt."""
+    return range(1, int(LAST_SHARE * len(layers_of(model))))

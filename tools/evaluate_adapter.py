@@ -76,8 +76,12 @@ def evaluate(name: str, quick: bool = False, tokens: int = 24) -> dict:
             }
             if group == "harmful":
                 openings.update(opening_of(a) for a, r in zip(answers, refused, strict=True) if r)
-                ids = tokenizer([a for a, r in zip(answers, refused, strict=True) if r], add_special_tokens=False)
-                firsts.update(tokenizer.decode(i[0]) for i in ids["input_ids"])
+                said = [
+                    tokenizer(a, add_special_tokens=False)["input_ids"]
+                    for a, r in zip(answers, refused, strict=True)
+                    if r
+                ]
+                firsts.update(tokenizer.decode(ids[0]) for ids in said)
             if score and (phrasing == "seen" or not quick):
                 odds[group] = score.log_odds(model, tokenizer, prompts)
                 row[group]["by_score"] = float((odds[group] > score.threshold).mean())
