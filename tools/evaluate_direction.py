@@ -88,7 +88,13 @@ def choose(model, tokenizer) -> tuple[dict, torch.Tensor]:
     judge = DirectionJudge(model, tokenizer, refusal_score_of(model, tokenizer), *(x[::2] for x in both("validation")))
     table = score_directions(judge, differences, searchable_layers(model), POSITIONS)
     print(table.round(3).to_string(), flush=True)
-    best = select_direction(table, len(differences), threshold=judge.score.threshold)
+    try:
+        best = select_direction(table, len(differences), threshold=judge.score.threshold)
+    except (
+        ValueError
+    ) as reason:  # then the cheapest of those that do take refusal away, and its price is part of the result
+        print(reason, flush=True)
+        best = table[table.bypass < judge.score.threshold].sort_values("kl").iloc[0]
     layer, position = int(best.layer), int(best.position)
     return best.to_dict(), unit(differences[layer, POSITIONS.index(position)])
 
