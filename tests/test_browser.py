@@ -89,6 +89,9 @@ def view(browser, tmp_path):
     """An empty page; what the browser complains about is collected in `view.complaints`."""
     view = browser.new_page(viewport={"width": 1200, "height": 1600})
     view.set_default_timeout(SECONDS)
+    # On a busy machine JupyterLab may ask which kernel to take, in the way of everything: take the one it offers.
+    offered = view.locator(".jp-Dialog:has-text('Select Kernel') button.jp-mod-accept")
+    view.add_locator_handler(offered, lambda button: button.click())
     view.complaints = []
     view.on("console", lambda message: message.type == "error" and view.complaints.append(message.text))
     view.on("pageerror", lambda error: view.complaints.append(str(error)))
