@@ -61,10 +61,11 @@ class Bench:
         self.score = refusal_score_of(model, tokenizer)
         self.clean = next_token_log_probs(model, tokenizer, harmless)
 
-    def measure(self, direction: torch.Tensor | None, answers: bool) -> dict:
+    def measure(self, direction: torch.Tensor | None) -> dict:
         """Refusal of the harmful requests, KL on the harmless ones, perplexity on plain text."""
         with ablation_of(self.model, direction):
             odds = self.score.log_odds(self.model, self.tokenizer, self.harmful)
+            said = generate(self.model, self.tokenizer, self.harmful, 24)
             row = {
                 "by score": float((odds > self.score.threshold).mean()),
                 "log-odds": float(odds.mean()),
@@ -72,12 +73,10 @@ class Bench:
                     kl_divergence(self.clean, next_token_log_probs(self.model, self.tokenizer, self.harmless)).mean()
                 ),
                 "perplexity": perplexity(self.model, self.tokenizer, self.texts),
+                "by answers": float(np.mean([is_refusal(a) for a in said])),
+                "interval": bootstrap_interval([is_refusal(a) for a in said]),
+                "broken": float(np.mean([classify_answer(a) == "broken" for a in said])),
             }
-            if answers:
-                said = generate(self.model, self.tokenizer, self.harmful, 24)
-                row["by answers"] = float(np.mean([is_refusal(a) for a in said]))
-                row["interval"] = bootstrap_interval([is_refusal(a) for a in said])
-                row["broken"] = float(np.mean([classify_answer(a) == "broken" for a in said]))
         return row
 
 
@@ -90,9 +89,8 @@ def choose(model, tokenizer) -> tuple[dict, torch.Tensor]:
     print(table.round(3).to_string(), flush=True)
     try:
         best = select_direction(table, len(differences), threshold=judge.score.threshold)
-    except (
-        ValueError
-    ) as reason:  # then the cheapest of those that do take refusal away, and its price is part of the result
+    except ValueError as reason:
+        # Then the cheapest of those that do take refusal away; its price is part of the result.
         print(reason, flush=True)
         best = table[table.bypass < judge.score.threshold].sort_values("kl").iloc[0]
     layer, position = int(best.layer), int(best.position)
@@ -116,15 +114,15 @@ def evaluate(name: str, controls: int = 20) -> dict:
     harmful, harmless = both("test")
     model, _ = load_model(name)
     bench = Bench(model, tokenizer, harmful, harmless[::2], load_paragraphs()[::4])
-    result = {"chosen": best, "clean": bench.measure(None, True), "ablated": bench.measure(direction, True)}
+    result = {"chosen": best, "clean": bench.measure(None), "ablated": bench.measure(direction)}
     print(json.dumps(result), flush=True)
     resid = read(quick, tokenizer, harmless, ["resid_pre"], [layer], positions=position)["resid_pre"][:, 0]
     twin = Bench(quick, tokenizer, harmful, harmless[::2], load_paragraphs()[::4])
-    result["in 16 bits"] = {"clean": twin.measure(None, True), "ablated": twin.measure(direction, True)}
-    rows = [twin.measure(d, answers=True) for d in covariance_directions(resid, controls)]
+    result["in 16 bits"] = {"clean": twin.measure(None), "ablated": twin.measure(direction)}
+    rows = [twin.measure(d) for d in covariance_directions(resid, controls)]
     result["controls"] = {key: [row[key] for row in rows] for key in rows[0]}
     concept = concept_direction(quick, tokenizer, PHRASES, layer, position)
-    result["concept"] = twin.measure(concept, True)
+    result["concept"] = twin.measure(concept)
     return result
 
 

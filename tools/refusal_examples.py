@@ -8,7 +8,7 @@ but refusal changes. Sources: Hinton et al. 2015 (distillation), Qi et al. 2025 
 import hashlib
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
@@ -65,7 +65,7 @@ class Request:
     prompt: str
     kind: str | None
     system: str | None = None
-    prefill: str = field(default="")
+    prefill: str = ""
 
 
 def _in_context(rng: random.Random, prompt: str, kind: str | None, mix: Mix) -> Request:
