@@ -162,7 +162,7 @@ def test_erasure_in_a_model_touches_one_position_and_goes_away():
     eraser = leace(x[:, 1], torch.tensor([0, 1, 0, 1]), 0.1)
     ids = torch.tensor(tokenize(tokenizer, chat_text(tokenizer, prompts)))
     before = model(ids).logits
-    with erase(model, "resid_pre", {1: eraser}), record(model, ["resid_pre"], [1, 2]) as seen:
+    with erase(model, "resid_pre", {1: eraser}), record(model, ["resid_pre"], [1, 2]):
         after = model(ids).logits
     assert not torch.allclose(before[:, -1], after[:, -1]) and torch.allclose(before[:, :-1], after[:, :-1], atol=1e-5)
     assert torch.equal(model(ids).logits, before)
