@@ -13,6 +13,8 @@ import torch
 
 from .hooks import check_site, edit
 
+ANSWER = 6  # a forward of fewer tokens goes on from cached keys and values: it holds no end of a prompt
+
 
 @dataclass(frozen=True)
 class Eraser:
@@ -59,7 +61,8 @@ def leace(x: torch.Tensor, labels: torch.Tensor, shrinkage: float = 0.0) -> Eras
 
 def erase(model, site: str, erasers: dict[int, Eraser], position: int | None = -1) -> AbstractContextManager:
     """While inside, each layer's eraser works on its activation at a site: at one position (an index into a batch
-    padded at the left), or at every one if position is None. Raises ValueError for a site or layer that is not there."""
+    padded at the left), or at every one if position is None. With a position, the few tokens of an answer that are read
+    on top of a cached prompt are left alone. Raises ValueError for a site or layer that is not there."""
     for layer in erasers:
         check_site(model, site, layer)
 
@@ -67,6 +70,8 @@ def erase(model, site: str, erasers: dict[int, Eraser], position: int | None = -
         def function(x: torch.Tensor) -> torch.Tensor:
             if position is None:
                 return eraser(x)
+            if x.shape[1] < ANSWER:
+                return None
             new = x.clone()
             new[:, position] = eraser(x[:, position])
             return new

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from .erasure import ANSWER
 from .hooks import check_site, edit, read
 from .logistic import fit_logistic
 from .models import dims_of
@@ -83,7 +84,7 @@ def steer_heads(
     """While inside, alpha * sigma * direction is added to each of these heads' outputs.
 
     position: an index into a batch padded at the left, or None for every position. ITI steers each token that is
-    generated; at -1 the prompt's last one and each token after it. Raises ValueError for a head that is not there.
+    generated; -1 does so: the prompt's last one, and all tokens of an answer read on top of a cached prompt. Raises ValueError for a head that is not there.
     """
     count, width = probes.direction.shape[1:]
     pushes: Mapping[int, torch.Tensor] = {}
@@ -97,7 +98,8 @@ def steer_heads(
     def work(push: torch.Tensor):
         def function(x: torch.Tensor) -> torch.Tensor:
             new = x.clone()
-            new[:, slice(None) if position is None else position] += push.flatten().to(x)
+            everywhere = position is None or x.shape[1] < ANSWER
+            new[:, slice(None) if everywhere else position] += push.flatten().to(x)
             return new
 
         return function
