@@ -183,9 +183,12 @@ show(
     f"{table.layer[table.above_chance].tolist()} by permutation.",
 )  # fmt: skip
 print("first evaluation neurons, by the truth: layer", min(layer for layer, _ in truth.evaluation_neurons))
-assert abs(table.accuracy[0] - 0.5) < 0.15 and table.accuracy.max() > 0.9
+assert abs(table.accuracy[0] - 0.5) < 0.15 and table.accuracy[1] > 0.9
 
 # %% [markdown]
+# Harm can be read before a single evaluation neuron has spoken: the detection heads have brought the marked words, and a harmless twin lacks one of
+# them. Counting words is enough for these pairs, and a probe is glad to count. What it reads is not yet the box's decision.
+#
 # Before layer 0 this token is the same in every prompt, so nothing *can* be read. Do not take that for "the words tell nothing": the fair
 # baseline reads the words themselves. We shall do that on the real model.
 #
@@ -327,7 +330,7 @@ from helpers.prompts import load_borderline, load_pairs
 method, held_out = load_pairs("method"), load_pairs("test")
 kinds = sorted({p.kind for p in method})
 per_kind = {kind: [p for p in held_out if p.kind == kind] for kind in sorted({p.kind for p in held_out})}
-tests = [p for group in per_kind.values() for p in group[:4]]
+tests = [p for kind, group in per_kind.items() for p in group[: 4 if kind in kinds else 12]]
 border = load_borderline("test")[:40]
 prompts = [p.harmless for p in method] + [p.harmful for p in method]
 topics, types = [p.topic for p in method] * 2, surface_types(prompts)
@@ -370,8 +373,8 @@ pd.DataFrame({name: t.loc[t.accuracy.idxmax()] for name, t in tables.items()}).T
 ].astype(float).round(2)
 
 # %% [markdown]
-# Three things to look for. *What do the words alone give?* What the first layers add to that is little. *What does the base know?* Its curve is
-# not the product of safety tuning. *Is selectivity below zero somewhere?* There the frame is easier to read than harm. (The best layer was picked on these
+# Three things to look for. *What do the words alone give?* Only what lies above that band is more than vocabulary. *What does the base know?* Whatever its
+# curve shows is not the product of safety tuning. *Is selectivity below zero somewhere?* There the frame is easier to read than harm. (The best layer was picked on these
 # same folds, which flatters it a little; the test topics below had no part in that.)
 #
 # ### How strong may a probe be?
@@ -398,7 +401,7 @@ fig.axes[0].set(xscale="log")
 show(
     fig,
     alt="Lines over capacity. Harm: " + ", ".join(f"{r.accuracy:.2f}" for r in swept) + "; control: " + ", ".join(f"{r.control_accuracy:.2f}" for r in swept) + f"; difference of means {np.mean(mean_right):.2f}.",
-    caption=f"Real model, before layer {best}. More capacity helps the control at least as readily as the probe.",
+    caption=f"Real model, before layer {best}. From the least to the most capacity, harm changes by {swept[-1].accuracy - swept[0].accuracy:+.2f}, the control by {swept[-1].control_accuracy - swept[0].control_accuracy:+.2f}.",
 )  # fmt: skip
 
 # %% [markdown]
@@ -523,7 +526,7 @@ show(
     heatmap(transfer, xlabel="tested on", ylabel="fitted on", xticks=columns, yticks=kinds, limits=(0.4, 1), colorbar="share right", fmt="{:.1f}"),
     alt=f"Heat map of transfer between {len(kinds)} kinds of harm. Mean within a kind {np.mean([transfer[i, columns.index(k)] for i, k in enumerate(kinds)]):.2f}, over all {transfer.mean():.2f}; weakest "
     f"{transfer.min():.2f}.",
-    caption=f"Real model, before layer {best}. Few prompts a cell (8), so look at rows and columns, not at single cells.",
+    caption=f"Real model, before layer {best}. Eight prompts a cell (24 for the unseen kind), so look at rows and columns, not at single cells.",
 )  # fmt: skip
 whole = ((test_x @ directions[best] + biases[best] > 0) == test_labels.bool()).double().numpy()
 by_topic = whole.reshape(2, -1).mean(0)

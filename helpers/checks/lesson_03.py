@@ -156,7 +156,7 @@ def _raw(weights, bias, mean, scale):
 def raw_units(answer):
     """(direction, bias) that give on raw activations what the probe gives on standardised ones."""
     g = torch.Generator().manual_seed(0)
-    w, mean, x = torch.randn(8, generator=g), torch.randn(8, generator=g) * 3, torch.randn(20, 8, generator=g)
+    w, mean = torch.randn(8, generator=g), torch.randn(8, generator=g) * 3
     scale, bias = torch.rand(8, generator=g) * 4 + 0.2, torch.tensor(0.7)
     found = answer(w.clone(), bias.clone(), mean.clone(), scale.clone())
     if not isinstance(found, tuple | list) or len(found) != 2:
