@@ -28,7 +28,7 @@ import torch
 from helpers.checks import check, hint  # noqa: F401 (hint is for you)
 from helpers.glassbox import glassbox_prompts, load_glassbox
 from helpers.models import dims_of, layers_of, load_model
-from helpers.plots import HARMFUL, HARMLESS, bars, figure, heatmap, lines_with_band, show, token_strip
+from helpers.plots import CONTROL, HARMFUL, HARMLESS, bars, figure, heatmap, lines_with_band, show, token_strip
 from helpers.quiz import quiz, reveal
 
 model, tokenizer = load_model("smollm2-135m-refusal")  # the one that says no
@@ -586,10 +586,19 @@ show(
     caption=f"Before layer {middle}. A probe's direction is turned away from whatever varies anyway; the difference of means is not.",
 )  # fmt: skip
 drop = {name: c.odds.mean() - measured["intact"].odds.mean() for name, c in measured.items()}
-reading_only = [
-    name for name in drop if name != "intact" and drop[name] > control_odds.min() - measured["intact"].odds.mean()
-]
-print("Reads harm, but does no more to refusal than some random direction:", ", ".join(reading_only) or "none of these")
+lowest = control_odds.min() - measured["intact"].odds.mean()
+no_more = [name for name in drop if name.endswith("ablated") and drop[name] >= lowest]
+print(
+    "Read harm, but do no more to refusal than the strongest of the random directions:",
+    ", ".join(no_more) or "none of these",
+)
+few = CostMeter(model, tokenizer, asked[:10], calmly[:1])
+luck = torch.randint(0, 2, (20, n), generator=torch.Generator().manual_seed(1)).float()
+by_luck = [few.odds(erase(model, "resid_pre", {middle: leace(stream[middle, :n], y, 0.1)})).mean() for y in luck]
+by_harm = few.odds(erase(model, "resid_pre", {middle: eraser})).mean()
+print(
+    f"LEACE at one place, {len(few.harmful)} requests: intact {few.odds().mean():.2f}, harm erased {by_harm:.2f}, 20 random labels erased {min(by_luck):.2f} to {max(by_luck):.2f}"
+)
 
 # %% [markdown]
 # A row is evidence only if its log-odds lie below the random band **and** its KL is small. The probe may well read what the model does not use: its
@@ -599,6 +608,7 @@ print("Reads harm, but does no more to refusal than some random direction:", ", 
 #
 # Zhao et al. (2025) report that harmfulness is represented at the request's last token and refusal at the template's last; Leong et al. (2025) that aligned
 # models rest their safety on the template. Add each place's own difference of means, *at its own place only*, to harmless requests: which one makes the model refuse?
+# Mind the layer: what is added to the request's token late comes too late for the template's tokens to read much of it, and the two differences differ in length.
 
 # %%
 gentle = CostMeter(model, tokenizer, calmly, calmly)
@@ -647,6 +657,52 @@ show(
     heatmap(heads.accuracy.T.numpy(), xlabel="layer", ylabel="head", colorbar="share right", limits=(0.4, 1), marked=[(h, at) for at, h in top]),
     alt=f"Heat map of probe accuracy by layer and head; the best {count} lie in layers {min(top)[0]} to {max(top)[0]}, the first at {heads.accuracy.max():.2f}.",
     caption=f"Held-out topics of the method split. Framed: the {count} best readers.",
+)  # fmt: skip
+
+# %% [markdown]
+# First the question of section 2, on the real model: put each of these readers' outputs at its harmless mean, at the last token, one head at a time. Does
+# refusal miss it?
+
+# %%
+brief = CostMeter(model, tokenizer, asked[:14], calmly[:1])
+
+
+def silenced(at, head):
+    """One head's output at the prompt's last token replaced by its mean over harmless prompts."""
+    value, width = z[: n // 2, at, head].mean(0), z.shape[-1]
+
+    def function(x):
+        if x.shape[1] < 6:
+            return None
+        new = x.clone()
+        new[:, -1, head * width : (head + 1) * width] = value
+        return new
+
+    return edit(model, [("z", at, function)])
+
+
+untouched = brief.odds()
+lost = {place: untouched - brief.odds(silenced(*place)) for place in top}
+spans = {place: bootstrap_interval(row) for place, row in lost.items()}
+fig, ax = figure(size=(6.4, 4))
+reads = [float(heads.accuracy[place]) for place in top]
+middles = np.array([lost[place].mean() for place in top])
+ax.errorbar(
+    reads,
+    middles,
+    np.abs(np.array(list(spans.values())).T - middles),
+    fmt="o",
+    color=HARMFUL,
+    ecolor=CONTROL,
+    capsize=3,
+)
+ax.axhline(0, color="#999999", linewidth=1, zorder=0)
+ax.set(xlabel="read: probe right, held-out topics", ylabel="write: refusal log-odds lost")
+idle = [place for place in top if spans[place][0] <= 0 <= spans[place][1]]
+show(
+    fig,
+    alt="Scatter plot of the best reading heads, log-odds lost without each against how well it reads. " + "; ".join(f"head {h} of layer {at}: {heads.accuracy[at, h]:.2f}, {lost[at, h].mean():+.2f}" for at, h in top[:6]) + ".",
+    caption=f"One mark a head, {len(brief.harmful)} harmful test requests, which start at {untouched.mean():.1f}; 95% intervals. For {len(idle)} of {count} heads the interval holds zero.",
 )  # fmt: skip
 
 # %%
