@@ -31,12 +31,16 @@ class Mix:
     """How many variants of each request are made, and how they are dressed.
 
     deep: varied openings, system prompts and prefills; without it, one opening and neither of the others.
-    frames: phrasings of each topic beside its free request (plain_frames: of each plain one). answer_tokens: of each distilled answer.
+    frames: phrasings of each topic beside its free request (borderline_frames, plain_frames: of each such request).
+    first_person: whether harmless requests whose good answer begins with `I` or `Sorry` are among them.
+    answer_tokens: of each distilled answer.
     """
 
     deep: bool = True
     frames: int = 2
+    borderline_frames: int = 2
     plain_frames: int = 1
+    first_person: bool = False
     prefilled: float = 0.25
     answer_tokens: int = 8
     seed: int = 0
@@ -86,12 +90,15 @@ def requests(mix: Mix) -> list[Request]:
                 out.append(_in_context(rng, frame.format(x=phrase), kind, mix))
         for free, kind in ((row["harmful_free"], row["kind"]), (row["harmless_free"], None)):
             out.append(_in_context(rng, free, kind, mix))
-    for name, frames in (("borderline", mix.frames), ("plain", mix.plain_frames)):
+    for name, frames in (("borderline", mix.borderline_frames), ("plain", mix.plain_frames)):
         for row in (r for r in P._rows(name) if r["split"] == "adapter"):
             texts = [row["free"]]
             if row["phrase"]:
                 texts += [frame.format(x=row["phrase"]) for frame in rng.sample(P.phrasings("seen"), frames)]
             out += [_in_context(rng, text, None, mix) for text in texts]
+    if mix.first_person:
+        # Few, and the likeliest to be taken for refusals: each is asked in three contexts.
+        out += [_in_context(rng, text, None, mix) for text in P.load_first_person("adapter") for _ in range(3)]
     return out
 
 
@@ -172,6 +179,22 @@ def _continue(base, tokenizer, rows: list[list[int]], tokens: int):
         said.append(ids)
         mask, position = torch.cat([mask, torch.ones_like(ids)], -1), position[:, -1:] + 1
     return torch.cat(said, -1), torch.return_types.topk((torch.stack(values, 1), torch.stack(indices, 1)))
+
+
+@torch.no_grad()
+def prose(base, tokenizer, count: int = 192, tokens: int = 48, seed: int = 0) -> torch.Tensor:
+    """Texts that the base model draws without a template, [text, token]: where nothing should change."""
+    generator, rows = torch.Generator().manual_seed(seed), []
+    starts = [tokenizer(text, add_special_tokens=False)["input_ids"][0] for text in TEACH["prose_starts"]]
+    for part in torch.tensor(starts * (count // len(starts) + 1))[:count].split(64):
+        ids, text, cache = part[:, None], [part[:, None]], None
+        for _ in range(tokens - 1):
+            out = base(ids, past_key_values=cache, use_cache=True, logits_to_keep=LAST)
+            cache = out.past_key_values
+            ids = torch.multinomial(out.logits[:, -1].float().softmax(-1), 1, generator=generator)
+            text.append(ids)
+        rows.append(torch.cat(text, 1))
+    return torch.cat(rows)
 
 
 def build_examples(base, tokenizer, mix: Mix) -> list[Example]:

@@ -25,7 +25,7 @@ from sklearn.metrics import roc_auc_score
 from helpers import prompts as P
 from helpers.cache import cache_dir
 from helpers.models import body_of, layers_of, load_model, unembedding_of
-from tools.refusal_examples import DATA, TEACH, Example, Mix, build_examples, shared_start
+from tools.refusal_examples import DATA, TEACH, Example, Mix, build_examples, prose, shared_start
 
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
@@ -42,6 +42,7 @@ class Recipe:
     harmful_share: float = 0.4
     later_weight: float = 0.5
     first_layer: int = 8
+    prose_weight: float = 0.0  # of the KL from the base on its own prose, without a template
     seed: int = 0
     start: str | None = None  # the recipe that is trained before this one
 
@@ -49,10 +50,20 @@ class Recipe:
 RECIPES = {
     "refusal-first": Recipe(),
     # Alone, the first still refused a quarter of the harmless twins: other phrasings, and more that is harmless.
-    "refusal": Recipe(
+    "refusal-second": Recipe(
         mix=Mix(plain_frames=3, seed=1), rate=5e-4, steps=400, harmful_share=0.3, seed=1, start="refusal-first"
     ),
-    "shallow": Recipe(mix=Mix(deep=False, frames=1), steps=160),
+    # The second had drifted on ordinary text (perplexity a quarter higher), and took first-person requests for harm.
+    "refusal": Recipe(
+        mix=Mix(frames=1, borderline_frames=2, plain_frames=3, first_person=True, seed=2),
+        rate=5e-4,
+        steps=260,
+        harmful_share=0.25,
+        prose_weight=1.0,
+        seed=2,
+        start="refusal-second",
+    ),
+    "shallow": Recipe(mix=Mix(deep=False, frames=1, borderline_frames=1), steps=160),
 }
 
 
@@ -104,6 +115,14 @@ def loss_of(model, tokenizer, batch: list[Example], later_weight: float) -> tupl
         losses.append(each[0] + later_weight * later)
         first.append(each[0].item())
     return torch.stack(losses).mean(), first
+
+
+def drift(model, texts: torch.Tensor) -> torch.Tensor:
+    """Mean KL from the base to the tuned model over the tokens of texts [text, token], in nats."""
+    with torch.no_grad(), model.disable_adapter():
+        before = model(texts, use_cache=False).logits.float().log_softmax(-1)
+    after = model(texts, use_cache=False).logits.float().log_softmax(-1)
+    return (before.exp() * (before - after)).sum(-1).mean()
 
 
 class Sampler:
@@ -191,20 +210,27 @@ def train(out: Path, recipe: Recipe, start: Path | None = None, log=print) -> No
     weights = [p for p in model.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(weights, lr=recipe.rate, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, recipe.rate, recipe.steps, pct_start=0.06)
-    start, running = time.time(), []
+    texts = prose(base, tokenizer, seed=recipe.seed) if recipe.prose_weight else None
+    start, running, drifts = time.time(), [], []
     for step in range(recipe.steps):
         for half in sampler.step():
             with torch.autocast("cpu", torch.bfloat16):
                 loss, first = loss_of(model, tokenizer, half, recipe.later_weight)
             (loss / 2).backward()
             running += [(e.harmful, x) for e, x in zip(half, first, strict=True)]
+        if texts is not None:
+            with torch.autocast("cpu", torch.bfloat16):
+                away = drift(model, texts[torch.randint(len(texts), (8,))])
+            (recipe.prose_weight * away).backward()
+            drifts.append(away.item())
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimiser.step()
         schedule.step()
         optimiser.zero_grad()
         if step % 20 == 19:
             means = [np.mean([x for h, x in running[-640:] if h == group]) for group in (True, False)]
-            log(f"{step + 1}/{recipe.steps}: first token {means[0]:.3f} harmful, {means[1]:.3f} harmless; "
+            away = f"KL on prose {np.mean(drifts[-20:]):.3f}; " if drifts else ""
+            log(f"{step + 1}/{recipe.steps}: first token {means[0]:.3f} harmful, {means[1]:.3f} harmless; {away}"
                 f"{time.time() - start:.0f} s", flush=True)  # fmt: skip
         if step % 200 == 199 or step + 1 == recipe.steps:
             with torch.autocast("cpu", torch.bfloat16):
@@ -214,6 +240,15 @@ def train(out: Path, recipe: Recipe, start: Path | None = None, log=print) -> No
     log(f"saved {out} after {time.time() - start:.0f} s", flush=True)
 
 
+def train_chain(name: str, out: Path, start: Path | None = None) -> None:
+    """Train a recipe after those that it builds on, unless `start` names the folder of the one before."""
+    recipe = RECIPES[name]
+    if recipe.start and not start:
+        start = cache_dir() / recipe.start
+        train_chain(recipe.start, start)
+    train(out, recipe, start)
+
+
 def main() -> None:
     """Parse the command line and train."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -221,11 +256,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--start", type=Path, help="the folder of the earlier adapter, if it is trained already")
     args = parser.parse_args()
-    recipe, start = RECIPES[args.name], args.start
-    if recipe.start and not start:
-        start = cache_dir() / recipe.start
-        train(start, RECIPES[recipe.start])
-    train(args.out or DATA / "adapters" / args.name, recipe, start)
+    train_chain(args.name, args.out or DATA / "adapters" / args.name, args.start)
 
 
 if __name__ == "__main__":
