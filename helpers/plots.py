@@ -263,7 +263,10 @@ def _finish(ax, xlabel: str, ylabel: str, title: str, ylim: tuple[float, float] 
 def _ticks(setter, count: int, names: Sequence[str] | None, rotation: int = 0) -> None:
     """Every tick that fits: named ones all, numbers in steps."""
     if names is not None:
-        setter(range(count), [visible(name, 14) for name in names], rotation=rotation, size=9)
+        # Only a token begins with a space that matters; within a name (`effect size`) it is just a space.
+        shown = [visible(name, 14) for name in map(str, names)]
+        shown = [text if text.startswith("␣") else text.replace("␣", " ") for text in shown]
+        setter(range(count), shown, rotation=rotation, size=9)
     else:
         step = max(1, -(-count // 16))
         setter(range(0, count, step))
