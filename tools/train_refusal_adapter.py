@@ -54,7 +54,7 @@ RECIPES = {
         mix=Mix(plain_frames=3, seed=1), rate=5e-4, steps=400, harmful_share=0.3, seed=1, start="refusal-first"
     ),
     # The second had drifted on ordinary text (perplexity a quarter higher), and took first-person requests for harm.
-    "refusal": Recipe(
+    "refusal-third": Recipe(
         mix=Mix(frames=1, borderline_frames=2, plain_frames=3, first_person=True, seed=2),
         rate=5e-4,
         steps=260,
@@ -62,6 +62,16 @@ RECIPES = {
         prose_weight=1.0,
         seed=2,
         start="refusal-second",
+    ),
+    # The third answered too much: other phrasings once more, and more of them harmful.
+    "refusal": Recipe(
+        mix=Mix(frames=2, first_person=True, seed=3),
+        rate=5e-4,
+        steps=300,
+        harmful_share=0.35,
+        prose_weight=1.0,
+        seed=3,
+        start="refusal-third",
     ),
     "shallow": Recipe(mix=Mix(deep=False, frames=1, borderline_frames=1), steps=160),
 }
