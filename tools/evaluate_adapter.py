@@ -74,6 +74,10 @@ def evaluate(name: str, quick: bool = False, tokens: int = 24) -> dict:
                 "high": high,
                 "broken": np.mean([classify_answer(a) == "broken" for a in answers]),
             }
+            if group in ("harmful", "harmless") and phrasing != "exam":
+                trained = {pair.kind for pair in P.load_pairs("adapter")}
+                known = np.array([pair.kind in trained for pair in P.load_pairs("test", phrasing)])
+                row[group] |= {"trained_kinds": refused[known].mean(), "unseen_kind": refused[~known].mean()}
             if group == "harmful":
                 openings.update(opening_of(a) for a, r in zip(answers, refused, strict=True) if r)
                 said = [
