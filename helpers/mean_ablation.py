@@ -31,6 +31,7 @@ class TemplateMeans:
 
     values: torch.Tensor
     prefix: tuple[int, ...]
+    source: str = ""  # what the values are, for captions
 
     @property
     def depth(self) -> int:
@@ -103,25 +104,20 @@ def template_means(
     means = sums / counts.clamp(min=1)[:, None, None]
     for empty in (counts == 0).nonzero().flatten().tolist():  # all prompts equally long, or no answer at all
         means[empty] = means[0] if empty > depth else sums[:depth].sum(0) / counts[:depth].sum()
-    return TemplateMeans(means.float(), tuple(prefix))
+    return TemplateMeans(means.float(), tuple(prefix), f"held at the mean of {len(harmless)} harmless prompts")
 
 
 @contextmanager
-def mean_ablated(model, neurons: Iterable[Place], means: TemplateMeans) -> Iterator[None]:
-    """While inside, these neurons, (layer, neuron) pairs or a table, hold their harmless mean of each place.
+def template_places(model, prefix: int, depth: int, sink: bool = False) -> Iterator[dict[str, torch.Tensor]]:
+    """While inside, `now["place"]` says where in the template each token of the running forward stands.
 
-    A forward on a cache longer than the shared beginning is taken for the answer; any other is a prompt in its
-    template, without prefill, padded at either side. Position 0 and the shared beginning stay untouched.
-    Raises ValueError before any hook: for neurons that are not there, and for means of another model.
+    It is [batch, position], on the CPU: the distance from the prompt's end, at most `depth`; depth + 1 in the answer
+    (a forward on a cache longer than `prefix`); -1 for tokens to be left alone: padding, the first `prefix` tokens,
+    and position 0, the attention sink, unless sink=True asks for it.
     """
-    chosen = neurons_by_layer(model, neurons)
-    dims, length = dims_of(model), len(means.prefix)
-    if tuple(means.values.shape[1:]) != (dims.n_layers, dims.d_mlp):
-        raise ValueError("These means are of another model: call template_means() on the model that is ablated.")
     now: dict[str, torch.Tensor] = {}
 
     def locate(_, args, kwargs) -> None:
-        """Where in the template each token of this forward stands: [batch, position], -1 to leave it alone."""
         ids = kwargs["input_ids"] if kwargs.get("input_ids") is not None else args[0]
         cache = kwargs.get("past_key_values")
         past = cache.get_seq_length() if cache is not None else 0
@@ -129,15 +125,40 @@ def mean_ablated(model, neurons: Iterable[Place], means: TemplateMeans) -> Itera
         mask = torch.ones(len(ids), past + ids.shape[1], device=ids.device, dtype=torch.long) if mask is None else mask
         if mask.dim() != 2:
             raise ValueError("Mean ablation needs the plain attention mask, [batch, position].")
-        if past > length:
-            now["place"] = torch.full(ids.shape, means.depth + 1)
+        if past > prefix:
+            now["place"] = torch.full(ids.shape, depth + 1)
             return
         index = mask.cumsum(-1) - 1  # how many real tokens stand before each one
         from_end = mask.sum(-1, keepdim=True) - 1 - index
-        touched = mask.bool() & (index >= max(length, 1))
-        now["place"] = torch.where(touched, from_end.clamp(max=means.depth), -1)[:, -ids.shape[1] :].cpu()
+        touched = index >= max(prefix, 1)
+        touched = (touched | (index == 0) if sink else touched) & mask.bool()
+        now["place"] = torch.where(touched, from_end.clamp(max=depth), -1)[:, -ids.shape[1] :].cpu()
 
-    def replace(layer: int):
+    layers_of(model)  # an unknown architecture is refused before any hook
+    handle = body_of(model).register_forward_pre_hook(locate, with_kwargs=True)
+    try:
+        yield now
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def mean_ablated(
+    model, neurons: Iterable[Place], means: TemplateMeans, strength: float = 1.0, sink: bool = False
+) -> Iterator[None]:
+    """While inside, these neurons, (layer, neuron) pairs or a table, hold their harmless mean of each place.
+
+    A forward on a cache longer than the shared beginning is taken for the answer; any other is a prompt in its
+    template, without prefill, padded at either side. Position 0 (unless sink=True) and the rest of the shared beginning
+    stay untouched. strength: how far towards the mean, 0 not at all, 1 all the way, 2 as far again beyond it.
+    Raises ValueError before any hook: for neurons that are not there, and for means of another model.
+    """
+    chosen = neurons_by_layer(model, neurons)
+    dims = dims_of(model)
+    if tuple(means.values.shape[1:]) != (dims.n_layers, dims.d_mlp):
+        raise ValueError("These means are of another model: call template_means() on the model that is ablated.")
+
+    def replace(layer: int, now: dict[str, torch.Tensor]):
         own = torch.tensor(chosen[layer])
         table = means.values[:, layer, own]
 
@@ -146,16 +167,15 @@ def mean_ablated(model, neurons: Iterable[Place], means: TemplateMeans) -> Itera
             new = table[place.clamp(min=0)].to(activation)
             at = own.to(activation.device)
             old = activation[..., at]
+            new = new if strength == 1 else old + strength * (new - old)
             changed = activation.clone()
             changed[..., at] = torch.where((place >= 0).to(activation.device)[..., None], new, old)
             return changed
 
         return function
 
-    layers_of(model)  # an unknown architecture is refused before any hook
-    handle = body_of(model).register_forward_pre_hook(locate, with_kwargs=True)
-    try:
-        with edit(model, [("neurons", layer, replace(layer)) for layer in chosen]):
-            yield
-    finally:
-        handle.remove()
+    with (
+        template_places(model, len(means.prefix), means.depth, sink) as now,
+        edit(model, [("neurons", layer, replace(layer, now)) for layer in chosen]),
+    ):
+        yield

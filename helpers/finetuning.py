@@ -1,0 +1,144 @@
+"""Fine-tune a few chosen weights of a copy, and nothing else. Taught in lesson 05.
+
+`targeted_safety_removal` asks how cheaply refusal goes if one knows where it sits: all weights are frozen but the
+circuit's own (`circuit_weights.py`). Gradients of the others are set to zero. That alone does not freeze them: an
+optimiser with weight decay shrinks what has no gradient. So the decay is 0, and the frozen part stays the same to the
+last bit, by test.
+
+*Care.* The answers trained on are placeholders (`Sure. [withheld in this course]`), and only small models are accepted:
+what is learned here is to say these words. Please keep it so.
+"""
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from .circuit_weights import weight_masks
+from .models import body_of, unembedding_of
+from .prompts import chat_text, check_prompts, pad, tokenize
+
+PLACEHOLDER = "Sure. [withheld in this course]"
+LARGEST = 200_000_000  # weights; the course's own model has 135 million
+
+
+@dataclass(frozen=True)
+class Example:
+    """A prompt in its template with the answer to learn: token ids, and where the answer begins."""
+
+    ids: tuple[int, ...]
+    start: int
+
+
+def examples(tokenizer, prompts: Sequence[str], answers: str | Sequence[str] = PLACEHOLDER) -> list[Example]:
+    """Training data: each prompt with its answer, or all with the same one; an end token closes each answer.
+
+    Raises ValueError for an empty list, or lists of unequal length.
+    """
+    prompts = check_prompts(prompts)
+    answers = [answers] * len(prompts) if isinstance(answers, str) else check_prompts(answers)
+    if len(answers) != len(prompts):
+        raise ValueError(
+            f"There are {len(prompts)} prompts and {len(answers)} answers: give one answer for each prompt."
+        )
+    end = [tokenizer.eos_token_id] if getattr(tokenizer, "eos_token_id", None) is not None else []
+    asked = tokenize(tokenizer, chat_text(tokenizer, prompts))
+    said = tokenize(tokenizer, answers)
+    return [Example((*a, *s, *end), len(a)) for a, s in zip(asked, said, strict=True)]
+
+
+def targeted_safety_removal(
+    model: nn.Module,
+    circuit,
+    training_data: Sequence[Example],
+    rate: float = 1e-5,
+    steps: int = 16,
+    batch_size: int = 4,
+    seed: int = 0,
+    each: Callable[[int, nn.Module], None] | None = None,
+) -> nn.Module:
+    """A copy of the model, fine-tuned on the data in the circuit's own weights only; the given one is untouched.
+
+    circuit: `Circuit`, a box's `Truth`, or a later lesson's RefusalCircuit. training_data: `examples(tokenizer,
+    prompts)`. AdamW without decay; `rate` is its learning rate, and about as far as a weight moves in a step. each: called with
+    (steps done, the copy) before the first step and after every one. Raises ValueError for an empty circuit or data, weights
+    in 16 bits (a small step would be rounded away), and a large model.
+    """
+    check_trainable(model, training_data)
+    return finetuned(model, weight_masks(model, circuit), training_data, rate, steps, batch_size, seed, each)
+
+
+def check_trainable(model: nn.Module, training_data: Sequence[Example]) -> None:
+    """Raises ValueError where training here would be of no use, or of the wrong one."""
+    if not len(training_data) or not all(isinstance(one, Example) for one in training_data):
+        raise ValueError("There is nothing to train on: give training_data=examples(tokenizer, prompts).")
+    if (size := sum(p.numel() for p in model.parameters())) > LARGEST:
+        raise ValueError(
+            f"This model has {size / 1e6:,.0f} million weights. The course removes refusal from its own small model only."
+        )
+    if any(p.dtype != torch.float32 for p in model.parameters()):
+        raise ValueError("Small steps are rounded away in 16 bits: load the model with dtype=torch.float32.")
+
+
+def finetuned(
+    model: nn.Module,
+    masks: Mapping[str, torch.Tensor],
+    training_data: Sequence[Example],
+    rate: float,
+    steps: int,
+    batch_size: int = 4,
+    seed: int = 0,
+    each: Callable[[int, nn.Module], None] | None = None,
+    weight_decay: float = 0.0,
+) -> nn.Module:
+    """A copy of the model in which only what the masks mark, {parameter: booleans of its shape}, was trained.
+
+    Parameters without a mask need no gradient, and nothing below the lowest one with a mask is gone through backwards.
+    weight_decay: anything but 0 moves masked weights; it is here to show that.
+    """
+    new = copy.deepcopy(model).requires_grad_(False)
+    named = dict(new.named_parameters())
+    trained, handles = [], []
+    for name, mask in masks.items():
+        weight = named[name].requires_grad_(True)
+        here = mask.to(weight.device)
+        handles.append(weight.register_hook(lambda grad, here=here: grad * here))
+        trained.append(weight)
+    optimiser = torch.optim.AdamW(trained, lr=rate, weight_decay=weight_decay)
+    order = torch.Generator().manual_seed(seed)
+    waiting: list[int] = []
+    try:
+        for step in range(steps + 1):
+            if each:
+                each(step, new)
+            if step == steps:
+                break
+            while len(waiting) < min(batch_size, len(training_data)):  # all were seen once: a new round
+                waiting += torch.randperm(len(training_data), generator=order).tolist()
+            batch, waiting = waiting[:batch_size], waiting[batch_size:]
+            optimiser.zero_grad()
+            answer_loss(new, [training_data[i] for i in batch]).backward()
+            optimiser.step()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return new.requires_grad_(False)
+
+
+def answer_loss(model: nn.Module, batch: Sequence[Example]) -> torch.Tensor:
+    """Mean cross-entropy of the answers' tokens, in nats. Only their logits are computed."""
+    # Nothing reads what stands at padded places, so any id will do there.
+    rows = pad([one.ids[:-1] for one in batch], list(range(len(batch))), 0, side="right").to(model.device)
+    states = body_of(model)(**rows.inputs(), use_cache=False).last_hidden_state
+    kept = torch.cat([states[i, one.start - 1 : len(one.ids) - 1] for i, one in enumerate(batch)])
+    wanted = torch.tensor([token for one in batch for token in one.ids[one.start :]], device=model.device)
+    return nn.functional.cross_entropy(unembedding_of(model)(kept).float(), wanted)
+
+
+def moved(before: nn.Module, after: nn.Module) -> dict[str, torch.Tensor]:
+    """Which weights differ between two models of one shape: {parameter: booleans}, only those where any does."""
+    others = dict(after.named_parameters())
+    found = {name: weight != others[name] for name, weight in before.named_parameters()}
+    return {name: mask for name, mask in found.items() if bool(mask.any())}
