@@ -2,6 +2,7 @@
 
 import ast
 import hashlib
+import re
 from pathlib import Path
 
 import nbformat
@@ -22,7 +23,8 @@ def made_from(source: Path, solution: nbformat.NotebookNode) -> dict[str, str]:
     used = [*modules, *checks, *(folder / "quizzes").glob(f"{number}_*.yaml")]
     words = "\n".join(path.read_text(encoding="utf-8") for path in modules)
     data = ROOT / "helpers" / "data"
-    used += [entry for entry in sorted(data.iterdir()) if entry.stem in words] if data.exists() else []
+    named = set(re.findall(r'"data" / "(\w+)"', words))  # as all modules write it: DATA = ... / "data" / "prompts"
+    used += [entry for entry in sorted(data.iterdir()) if entry.stem in named] if data.exists() else []
     for path in used:
         base = folder if path.is_relative_to(folder) else ROOT
         hashes[path.relative_to(base).as_posix()] = hash_of(path)
