@@ -3,20 +3,21 @@
 As in SHIPS (Zhou et al. 2025, "On the role of attention heads in large language model safety"): how far does the first
 answer token's distribution move on *harmful* prompts when the head is silenced? A large move is not yet a loss of
 refusal, so the refusal log-odds stand beside it, and the move on *harmless* prompts: a head that everything needs moves
-both.
+both. A head can change nothing below its own layer, so the blocks there are not run again.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import pandas as pd
 import torch
 
 from .ablation import heads_scaled
-from .directions import kl_divergence, next_token_log_probs
+from .directions import kl_divergence
 from .mean_ablation import Place
-from .models import dims_of
+from .models import dims_of, layers_of
 from .packed_score import packed
-from .prompts import check_prompts
+from .prompts import Batch, check_prompts, token_batches
 from .refusal import RefusalScore, refusal_score_of
 from .shared_prefix import WithPrefix, shared_prefix
 
@@ -44,11 +45,13 @@ def rank_heads(
     heads = every if heads is None else list(heads)
     prefix = shared_prefix(tokenizer, [*harmful, *harmless])
     quick = WithPrefix(model, prefix) if prefix else model
-    n, prompts = len(harmful), [*harmful, *harmless]
-    clean, rows = next_token_log_probs(quick, tokenizer, prompts), []
+    n, rows = len(harmful), []
+    runs = [_CleanRun(model, quick, batch) for batch in token_batches(tokenizer, [*harmful, *harmless])]
     for done, (layer, head) in enumerate(heads, 1):
+        moved = torch.empty(n + len(harmless))
         with heads_scaled(model, [(layer, head)]):
-            moved = kl_divergence(clean, next_token_log_probs(quick, tokenizer, prompts))
+            for run in runs:
+                moved[run.batch.order] = run.moved(layer)
         rows.append((layer, head, float(moved[:n].mean()), float(moved[n:].mean()), float("nan")))
         if each:
             each(done, len(heads))
@@ -59,6 +62,43 @@ def rank_heads(
         with heads_scaled(model, [(int(table.layer[row]), int(table["head"][row]))]):
             table.loc[row, "refusal_change"] = score.log_odds(quick, tokenizer, harmful).mean() - before
     return table
+
+
+class _CleanRun:
+    """One batch of prompts as the untouched model reads it, to be read again from some layer on."""
+
+    @torch.inference_mode()
+    def __init__(self, model, quick, batch: Batch):
+        self.quick, self.batch, self.blocks = quick, batch.to(model.device), layers_of(model)
+        self._left: list = []  # what each block gave, as it gave it
+        handles = [block.register_forward_hook(lambda _, __, out: self._left.append(out)) for block in self.blocks]
+        try:
+            self.log_probs = self._read()
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _read(self) -> torch.Tensor:
+        """Log-probabilities of the first answer token, [batch, vocabulary], on the CPU."""
+        return self.quick(**self.batch.inputs(), logits_to_keep=1).logits[:, -1].float().log_softmax(-1).cpu()
+
+    @torch.inference_mode()
+    def moved(self, layer: int) -> torch.Tensor:
+        """KL of the clean first answer token from what it is now, [batch]; nothing below `layer` may have changed."""
+        with self._from(layer):
+            return kl_divergence(self.log_probs, self._read())
+
+    @contextmanager
+    def _from(self, layer: int) -> Iterator[None]:
+        """While inside, the blocks below the layer are not run: each gives what it gave before."""
+        below = self.blocks[:layer]
+        try:
+            for block, left in zip(below, self._left, strict=False):
+                block.forward = lambda *_, left=left, **__: left
+            yield
+        finally:
+            for block in below:
+                vars(block).pop("forward", None)
 
 
 def head_map(table: pd.DataFrame, model, column: str = "kl_harmful") -> torch.Tensor:

@@ -7,11 +7,12 @@ block the output projection and the down projection, with their biases.
 """
 
 import copy
+from collections.abc import Iterable
 
 import torch
 from torch import nn
 
-from .hooks import check_direction
+from .hooks import check_direction, check_site
 from .models import (
     UnknownArchitecture,
     attention_of,
@@ -29,10 +30,11 @@ from .models import (
 
 
 @torch.no_grad()
-def orthogonalised(model: nn.Module, direction: torch.Tensor) -> nn.Module:
+def orthogonalised(model: nn.Module, direction: torch.Tensor, layers: Iterable[int] | None = None) -> nn.Module:
     """A copy of the model that cannot write along a unit direction, [d_model]; the given one is untouched.
 
-    Equal to `ablate_direction` at run time, up to rounding. A head tied to the embedding gets weights of its own first:
+    layers: only these layers lose it, and no embedding; None for all that writes. Equal to `ablate_direction` of the
+    same arguments at run time, up to rounding. A head tied to the embedding gets weights of its own first:
     it reads the stream, and must go on reading it as before. Raises ValueError for a direction that is not of length 1,
     and UnknownArchitecture where a norm stands between the projections and the stream (Gemma 2 and 3, OLMo 2 and 3).
     """
@@ -44,9 +46,13 @@ def orthogonalised(model: nn.Module, direction: torch.Tensor) -> nn.Module:
                 "each channel of what they write and so turns it: weights that cannot write along a direction would "
                 "still reach it. Ablate the direction at run time instead, with ablate_direction()."
             )
+    chosen = None if layers is None else list(layers)
+    for layer in chosen or ():
+        check_site(model, "mlp_out", layer)
     new = copy.deepcopy(model)
-    untie(new)
-    for weight in writing_weights(new):
+    if chosen is None:
+        untie(new)
+    for weight in writing_weights(new, chosen):
         r = direction.to(weight.device)
         wide = weight.float()  # in 16 bits r would not have length 1
         # The last axis is the stream: rows of an embedding, columns of a transposed projection, a bias.
@@ -64,13 +70,15 @@ def untie(model: nn.Module) -> None:
         model.config.get_text_config().tie_word_embeddings = False
 
 
-def writing_weights(model: nn.Module) -> list[torch.Tensor]:
-    """All that is added to the stream, as views whose last axis is the stream's: [..., d_model]."""
-    found = [embedding_of(model).weight]
+def writing_weights(model: nn.Module, chosen: Iterable[int] | None = None) -> list[torch.Tensor]:
+    """What is added to the stream, as views whose last axis is the stream's: [..., d_model]. chosen: by these layers
+    only; None for all layers and the embeddings."""
+    found = [embedding_of(model).weight] if chosen is None else []
     positions = getattr(body_of(model), "wpe", None)
-    if positions is not None:
+    if positions is not None and chosen is None:
         found.append(positions.weight)
-    for layer in layers_of(model):
+    blocks = layers_of(model)
+    for layer in blocks if chosen is None else [blocks[i] for i in chosen]:
         for projection in (out_projection_of(layer), down_projection_of(layer)):
             found.append(weight_of(projection).T)
             if projection.bias is not None:

@@ -13,6 +13,7 @@ from helpers.ablation import (
     resample_donors,
     zeros,
 )
+from helpers.directions import kl_divergence, next_token_log_probs
 from helpers.dose import dose_response, smallest_set
 from helpers.glassbox import KINDS, glassbox_prompts, load_glassbox
 from helpers.head_ranking import head_map, rank_heads
@@ -20,7 +21,8 @@ from helpers.hooks import record
 from helpers.mean_ablation import TemplateMeans, mean_ablated, template_means
 from helpers.models import down_projection_of, layers_of, out_projection_of
 from helpers.prompts import chat_text, token_batches, tokenize
-from helpers.refusal import refusal_score_of
+from helpers.refusal import RefusalScore, refusal_score_of
+from helpers.shared_prefix import WithPrefix, shared_prefix
 
 
 @pytest.fixture(scope="module")
@@ -237,6 +239,24 @@ def test_the_ranking_of_heads_finds_the_one_that_decides(box):
     assert table.refusal_change[10:].isna().all()
     assert head_map(table, model)[first[0]] == pytest.approx(table.kl_harmful[0])
     assert not hooks_on(model)
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_a_ranking_from_the_heads_own_layer_on_equals_whole_forwards(family):
+    model, tokenizer = tiny(family), CharTokenizer()
+    harmful, harmless = ["hello", "why not", "abc"], ["good day to you", "so"]
+    table = rank_heads(model, tokenizer, harmful, harmless, score=RefusalScore(((3, 4), (5, 6))), most=0)
+    prefix = shared_prefix(tokenizer, [*harmful, *harmless])
+    quick = WithPrefix(model, prefix) if prefix else model
+    clean = next_token_log_probs(quick, tokenizer, [*harmful, *harmless])
+    assert len(table) == 12
+    for row in table.itertuples():
+        with heads_scaled(model, [(row.layer, row.head)]):
+            moved = kl_divergence(clean, next_token_log_probs(quick, tokenizer, [*harmful, *harmless]))
+        assert row.kl_harmful == pytest.approx(float(moved[:3].mean()), rel=1e-3, abs=1e-6)
+        assert row.kl_harmless == pytest.approx(float(moved[3:].mean()), rel=1e-3, abs=1e-6)
+    assert table.kl_harmful.max() > 1e-3
+    assert not hooks_on(model) and not any("forward" in vars(block) for block in layers_of(model))
 
 
 # --- dose and response ----------------------------------------------------------------------------------------

@@ -49,6 +49,21 @@ def test_weights_equal_the_ablation_at_run_time(family, tied):
     assert all(torch.equal(before[name], weight) for name, weight in model.named_parameters())  # the given one is whole
 
 
+@pytest.mark.parametrize("family", [family for family in CONFIGS if family not in POST_NORM])
+@torch.no_grad()
+def test_some_layers_alone_equal_their_ablation_at_run_time(family):
+    model, r, ids, layers = with_biases(tiny(family)), a_direction(), torch.randint(1, 60, (3, 9)), range(1, 3)
+    unembedding_of(model).weight = embedding_of(model).weight
+    new = orthogonalised(model, r, layers)
+    with ablate_direction(model, r, layers):
+        want = model(ids).logits
+    assert (new(ids).logits - want).norm() < 1e-4 * want.norm()
+    assert (want - model(ids).logits).norm() > 1e-2 * want.norm()
+    assert unembedding_of(new).weight is embedding_of(new).weight  # the embedding is whole, so nothing is untied
+    with pytest.raises(ValueError, match="There is no layer 3"):
+        orthogonalised(model, r, [3])
+
+
 @pytest.mark.parametrize("family", POST_NORM)
 def test_a_norm_behind_the_block_is_refused_with_the_reason(family):
     with pytest.raises(UnknownArchitecture, match="a norm stands between.*at run time instead"):
