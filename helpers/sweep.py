@@ -2,8 +2,8 @@
 
 A patch puts a donor's activation into one place of a clean run. Below its layer, and at the tokens before its first
 position, nothing can change. So the clean run is kept (what enters each block, and each block's keys and values), and
-a patch is a row of a batch that joins at its own layer, with the tokens from its first position on, and climbs from
-there. All patches climb together: each layer's weights are read once.
+a patch is a copy of the tokens from its first position on, which joins at its own layer and climbs from there. All
+patches climb together, side by side behind the clean keys and values: each layer's weights are read once.
 
 What is scored are the refusal log-odds of `refusal.py`: its openings hang behind the prompt as a tree, in which each
 token sees the prompt and its own ancestors, so that one pass scores them all. Equal to one full forward a patch,
@@ -22,6 +22,8 @@ from .hooks import check_site, edit, width_of
 from .models import body_of, final_norm_of, layers_of, unembedding_of
 from .prompts import Batch
 from .refusal import RefusalScore
+
+SIDE_BY_SIDE = 256  # tokens of one prompt's copies in a sequence: more, and attention among the blind costs too much
 
 
 @dataclass(frozen=True)
@@ -47,8 +49,8 @@ class Patch:
 class _Spliced:
     """Stands in for a cache: the clean keys and values before `start`, and behind them those of this pass."""
 
-    def __init__(self, keys: torch.Tensor, values: torch.Tensor, copies: int):
-        self.before = tuple(x.repeat(copies, 1, 1, 1) for x in (keys, values))
+    def __init__(self, keys: torch.Tensor, values: torch.Tensor):
+        self.before = keys, values
 
     def update(self, keys, values, *_, **__):
         self.now = keys, values
@@ -63,16 +65,16 @@ class Sweep:
     """
 
     @torch.no_grad()
-    def __init__(self, model, batch: Batch, score: RefusalScore, max_tokens: int = 8192):
+    def __init__(self, model, batch: Batch, score: RefusalScore, max_tokens: int = 4096):
         self.model, self.score, self.max_tokens = model, score, max_tokens
         self.batch = batch = batch.to(model.device)
         self.layers, self.width, self.count = layers_of(model), batch.input_ids.shape[1], len(batch.input_ids)
         self.nodes = sorted({o[:i] for o in score.openings for i in range(1, len(o))}, key=lambda n: (len(n), n))
         self._check()
-        self._allowed = self._mask()
+        self._allowed, self._masks = self._mask(), {}
         self._run_prompts()
         self._run_tree()
-        self.clean = self._read(self.ends, 1)[:, 0]
+        self.clean = self._read(self.ends)[0]
 
     # --- the clean run --------------------------------------------------------------------------------------
 
@@ -130,25 +132,28 @@ class Sweep:
         self._given.append(given | given.pop("kwargs", {}))
 
     def _run_tree(self) -> None:
-        """The tree's tokens on top of the prompts, each seeing its own ancestors only; and where all rows end."""
-        hidden = self._given[0]["hidden_states"][:, self.width :]
+        """The tree's tokens on top of the prompts, each seeing its own ancestors only; and what the top layer gives."""
+        hidden = self._given[0]["hidden_states"][:, None, self.width :]
         for layer in range(len(self.layers)):
             before = self._given[layer]["hidden_states"][:, : self.width]
-            self._given[layer]["hidden_states"] = torch.cat([before, hidden.to(before)], 1)
+            self._given[layer]["hidden_states"] = torch.cat([before, hidden[:, 0].to(before)], 1)
             if self.nodes:
                 hidden, cache = self._climb(layer, hidden, self.width)
                 for kept, new in ((self._keys, cache.now[0]), (self._values, cache.now[1])):
                     kept[layer] = torch.cat([kept[layer][:, :, : self.width], new], -2)
-        top = len(self.layers) - 1
-        at = int(self.batch.last.min())  # from the first last token on, for the clean score
-        out, _ = self._climb(top, self._given[top]["hidden_states"][:, at:], at)
-        self.ends = self._ends(out, at)
+        top, start = len(self.layers) - 1, int(self.batch.last.min())
+        out, _ = self._climb(top, self._given[top]["hidden_states"][:, None, start:], start)
+        self.ends = self._ends(out, start)
 
     # --- climbing -------------------------------------------------------------------------------------------
 
     def _climb(self, layer: int, hidden: torch.Tensor, start: int):
-        """One block over rows [copies * prompt, position from start on, d_model]; returns its output and its cache."""
-        given, copies, total = dict(self._given[layer]), len(hidden) // self.count, self.width + len(self.nodes)
+        """One block over copies of the tokens from `start` on; returns its output and the stand-in for its cache.
+
+        hidden: [prompt, copy, position, d_model], and so is the output. The copies of a prompt stand side by side in
+        one sequence, blind to each other, so that all of them read the clean keys and values where they are.
+        """
+        given, copies, total = dict(self._given[layer]), hidden.shape[1], self.width + len(self.nodes)
 
         def part(value):
             """Of what belongs to tokens (positions, rotary tables), the tokens from `start` on, for every copy."""
@@ -156,31 +161,41 @@ class Sweep:
                 return tuple(map(part, value))
             if not isinstance(value, torch.Tensor) or value.dim() < 2 or value.shape[1] != total:
                 return value
-            value = value[:, start:]
-            return value if len(value) == 1 else value.repeat(copies, *[1] * (value.dim() - 1))
+            return value[:, start:].repeat(1, copies, *[1] * (value.dim() - 2))
 
-        cache = _Spliced(self._keys[layer][:, :, :start], self._values[layer][:, :, :start], copies)
+        cache = _Spliced(self._keys[layer][:, :, :start], self._values[layer][:, :, :start])
         given = {name: cache if value is self._cache else part(value) for name, value in given.items()}
-        mask = torch.zeros(self.count, 1, total - start, total, dtype=hidden.dtype, device=hidden.device)
-        hide = ~self._allowed[:, None, start:].to(mask.device)
-        mask = mask.masked_fill(hide, torch.finfo(hidden.dtype).min).repeat(copies, 1, 1, 1)
-        out = self.layers[layer](**given | {"hidden_states": hidden, "attention_mask": mask})
-        return (out[0] if isinstance(out, tuple) else out), cache
+        given |= {"hidden_states": hidden.flatten(1, 2), "attention_mask": self._mask_of(copies, start).to(hidden)}
+        out = self.layers[layer](**given)
+        return (out[0] if isinstance(out, tuple) else out).view(hidden.shape), cache
 
-    def _joining(self, patches: Sequence[Patch], start: int):
-        """For each site an edit of the last rows of the batch, those of the patches that join at this layer."""
+    def _mask_of(self, copies: int, start: int) -> torch.Tensor:
+        """What is added to the attention scores: 0 for those before `start` and of one's own copy, else very little."""
+        if (copies, start) not in self._masks:
+            seen = self._allowed[:, start:]
+            own = (
+                torch.eye(copies, dtype=torch.bool, device=seen.device)[:, None, :, None]
+                & seen[:, None, :, None, start:]
+            )
+            before = seen[:, None, :, :start].expand(-1, copies, -1, -1).flatten(1, 2)
+            seen = torch.cat([before, own.flatten(3, 4).flatten(1, 2)], -1)[:, None]
+            least = torch.finfo(self.model.dtype).min
+            self._masks = {(copies, start): torch.zeros(seen.shape, device=seen.device).masked_fill(~seen, least)}
+        return self._masks[copies, start]
+
+    def _joining(self, patches: Sequence[Patch], start: int, copies: int):
+        """For each site an edit of the last copies, those of the patches that join at this layer."""
         edits = {}
-        for place, patch in enumerate(patches):
-            edits.setdefault(patch.site, []).append((place - len(patches), patch))
+        for place, patch in enumerate(patches, copies - len(patches)):
+            edits.setdefault(patch.site, []).append((place, patch))
 
         def change(entries):
             def function(activation: torch.Tensor) -> torch.Tensor:
                 new = activation.clone()
                 for place, patch in entries:
-                    end = len(new) + (place + 1) * self.count
-                    rows = new[end - self.count : end, : self.width - start, patch.channels or slice(None)]
+                    own = new.unflatten(1, (copies, -1))[:, place, : self.width - start, patch.channels or slice(None)]
                     columns = patch.columns[:, start:, None].to(new.device)
-                    rows.copy_(torch.where(columns, patch.values[:, start:].to(new), rows))
+                    own.copy_(torch.where(columns, patch.values[:, start:].to(new), own))
                 return new
 
             return function
@@ -203,7 +218,8 @@ class Sweep:
             by_start.setdefault(patch.start, []).append(i)
         for start, members in by_start.items():
             members.sort(key=lambda i: patches[i].layer)
-            many = max(1, self.max_tokens // (self.count * (self.width + len(self.nodes) - start)))
+            tokens = self.width + len(self.nodes) - start
+            many = max(1, min(self.max_tokens // self.count, SIDE_BY_SIDE) // tokens)
             for first in range(0, len(members), many):
                 some = members[first : first + many]
                 out[some] = self._score_chunk([patches[i] for i in some], start)
@@ -214,12 +230,12 @@ class Sweep:
         hidden = None
         for layer in range(patches[0].layer, len(self.layers)):
             here = [patch for patch in patches if patch.layer == layer]
-            fresh = self._given[layer]["hidden_states"][:, start:]
-            rows = [] if hidden is None else [hidden.to(fresh)]
-            hidden = torch.cat([*rows, fresh.repeat(len(here), 1, 1)])
-            with edit(self.model, self._joining(here, start)):
+            clean = self._given[layer]["hidden_states"][:, None, start:]
+            below = [] if hidden is None else [hidden.to(clean.device)]
+            hidden = torch.cat([*below, clean.expand(-1, len(here), -1, -1)], 1)
+            with edit(self.model, self._joining(here, start, hidden.shape[1])):
                 hidden, _ = self._climb(layer, hidden, start)
-        return self._read(self._ends(hidden, start), len(patches)).T
+        return self._read(self._ends(hidden, start))
 
     def _check_patch(self, patch: Patch) -> None:
         check_site(self.model, patch.site, patch.layer)
@@ -236,22 +252,22 @@ class Sweep:
     # --- the score ------------------------------------------------------------------------------------------
 
     def _ends(self, hidden: torch.Tensor, start: int) -> torch.Tensor:
-        """What the score needs of a top layer's output: the last token and the tree, [row, 1 + node, d_model]."""
-        last = (self.batch.last - start).to(hidden.device).repeat(len(hidden) // self.count)
-        tokens = hidden[torch.arange(len(hidden), device=hidden.device), last]
-        return torch.cat([tokens[:, None], hidden[:, self.width - start :]], 1)
+        """What the score needs of a top layer's output: last token and tree, [prompt, copy, 1 + node, d_model]."""
+        last = (self.batch.last - start).to(hidden.device)
+        tokens = hidden[torch.arange(self.count, device=hidden.device), :, last]
+        return torch.cat([tokens[:, :, None], hidden[:, :, self.width - start :]], 2)
 
-    def _read(self, ends: torch.Tensor, copies: int, rows: int = 256) -> torch.Tensor:
-        """Log-odds of a refusal opening, [prompt, copy], from the top layer's output [copy * prompt, 1 + node, d]."""
+    def _read(self, ends: torch.Tensor, rows: int = 256) -> torch.Tensor:
+        """Log-odds of a refusal opening, [copy, prompt], from the top layer's output [prompt, copy, 1 + node, d]."""
         after = {(): 0} | {node: i + 1 for i, node in enumerate(self.nodes)}
         steps = [[(after[o[:i]], o[i]) for i in range(len(o))] for o in self.score.openings]
         out = []
-        for part in ends.split(max(1, rows // ends.shape[1])):  # a vocabulary is wide: a few hundred rows at a time
+        for part in ends.flatten(0, 1).split(max(1, rows // ends.shape[2])):  # a vocabulary is wide
             log_p = log_probs(self.model, part, sorted({token for path in steps for _, token in path}))
             terms = [sum(log_p[token][:, place] for place, token in path) for path in steps]
             total = torch.stack(terms, -1).logsumexp(-1).clamp(max=-1e-6)  # p < 1, so that the odds are finite
             out.append(total - torch.log(-torch.expm1(total)))
-        return torch.cat(out).cpu().view(copies, self.count).T
+        return torch.cat(out).float().cpu().view(self.count, -1).T
 
 
 def first_tokens(score: RefusalScore) -> RefusalScore:
@@ -269,5 +285,9 @@ def log_probs(model, hidden: torch.Tensor, tokens: Sequence[int]) -> dict[int, t
     logits = head(final_norm_of(model)(hidden).to(head.weight.device)).float()
     cap = getattr(body_of(model).config.get_text_config(), "final_logit_softcapping", None)
     logits = logits if cap is None else cap * torch.tanh(logits / cap)
-    norm = logits.logsumexp(-1)
-    return {token: logits[..., token] - norm for token in tokens}
+    # Relative to the largest, and in 64 bits from there: where p is near 1, its odds hang on the last digits of log p.
+    top = logits.max(-1, keepdim=True)
+    logits = logits - top.values
+    fine = torch.float32 if logits.device.type == "mps" else torch.float64
+    norm = logits.exp().scatter(-1, top.indices, 0).sum(-1).to(fine).log1p()
+    return {token: logits[..., token].to(fine) - norm for token in tokens}

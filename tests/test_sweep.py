@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 import pytest
 import torch
+import transformers as T
 from families import CONFIGS, SMALL, tiny
 
-import transformers as T
 from helpers.hooks import SITES, edit, record, width_of
 from helpers.prompts import pad
 from helpers.refusal import RefusalScore

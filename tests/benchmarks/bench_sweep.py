@@ -23,7 +23,7 @@ from helpers.sweep import Patch, Sweep, first_tokens
 def plain_odds(model, batch, score) -> torch.Tensor:
     """[prompt]: by plain forwards, padded at the left; a batched one for each length of opening beyond the first."""
     if all(len(opening) == 1 for opening in score.openings):
-        log_p = model(**batch.inputs(), logits_to_keep=1).logits[:, -1].float().log_softmax(-1)
+        log_p = model(**batch.inputs(), logits_to_keep=1).logits[:, -1].double().log_softmax(-1)
         total = log_p[:, [o[0] for o in score.openings]].logsumexp(-1).clamp(max=-1e-6)
         return total - torch.log(-torch.expm1(total))
     return score._score_batch(model, batch)
