@@ -1,7 +1,9 @@
 """What an edit does and what it costs, all in one row. Taught in lesson 05.
 
 Three costs stand beside every edit: harmful requests refused (what was aimed at), harmless ones refused (over-refusal), and
-damage to everything else: perplexity of prose, KL on harmless prompts, and a capability set.
+damage to everything else: perplexity of prose, KL on harmless prompts, and a capability set. Harmless requests that sound
+harmful are refused now and then by the intact model already; the KL leaves them out, or it would count an edit's effect on
+these refusals as damage.
 """
 
 import copy
@@ -50,7 +52,8 @@ class EditCosts:
 class EditMeter:
     """Measures edits on fixed prompts: an intervention that is switched on, or another model with the same tokenizer.
 
-    harmful, and harmless or borderline prompts; prose and quick as in `CostMeter`, of which this is the larger sister.
+    harmless: for the KL, and with borderline, where there are some, for over-refusal. prose and quick as in `CostMeter`, of
+    which this is the larger sister.
     """
 
     def __init__(
@@ -64,8 +67,9 @@ class EditMeter:
         score=None,
         quick: bool = False,
         prose_tokens: int = 40,
+        borderline: Sequence[str] = (),
     ):
-        self.facts, self.harmless = list(facts), check_prompts(harmless)
+        self.facts, self.harmless = list(facts), check_prompts([*harmless, *borderline])
         self.meter = CostMeter(model, tokenizer, harmful, harmless, prose, score, quick, prose_tokens)
 
     def on(self, model) -> "EditMeter":

@@ -87,6 +87,15 @@ def test_costs_of_nothing_and_of_the_circuit(box):
     assert meters[0].threshold == model.refusal_score.threshold
 
 
+def test_borderline_prompts_count_for_over_refusal_alone(box):
+    model, tokenizer, truth, _ = box
+    harmful, plain = (glassbox_prompts(kind, n=6, split="test") for kind in ("harmful", "plain"))
+    meters = [EditMeter(model, tokenizer, harmful, plain, box_facts(4), borderline=more) for more in ((), harmful[:3])]
+    one, other = (meter.measure(ablate_direction(model, truth.direction)) for meter in meters)
+    assert one.kl == pytest.approx(other.kl) and len(other.over_refused) == 9
+    assert meters[1].measure().over_refused.tolist() == [False] * 6 + [True] * 3
+
+
 def test_an_edited_copy_costs_what_the_intervention_does(box):
     model, _, truth, (slow, quick) = box
     there = slow.measure(ablate_direction(model, truth.direction))
