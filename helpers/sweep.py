@@ -31,14 +31,15 @@ class Patch:
     """One change, made in every prompt of a batch.
 
     columns: where, bool [prompt, position]. values: what stands there instead, [prompt, position, channel], of which
-    only the chosen positions are read. channels: which of the site's channels (a head's, say); None for all.
+    only the chosen positions are read. channels: which of the site's channels (a head's, say, or indices of neurons);
+    None for all.
     """
 
     site: str
     layer: int
     columns: torch.Tensor
     values: torch.Tensor
-    channels: slice | None = None
+    channels: slice | torch.Tensor | None = None
 
     @property
     def start(self) -> int:
@@ -60,19 +61,22 @@ class _Spliced:
 class Sweep:
     """The clean runs of one batch of prompts, padded at either side, and what patches do to their refusal log-odds.
 
-    clean: the log-odds without a patch, [prompt]. Raises ValueError for attention that takes no mask of ours (load the
+    noise: added to what enters the first block, [prompt, position, d_model], for ROME's tracing: then the run that is
+    patched is the noisy one. clean: its log-odds without a patch, [prompt]. Raises ValueError for attention that takes no mask of ours (load the
     model with attn_implementation="sdpa"), and for prompts longer than a model's sliding window.
     """
 
     @torch.no_grad()
-    def __init__(self, model, batch: Batch, score: RefusalScore, max_tokens: int = 4096):
+    def __init__(
+        self, model, batch: Batch, score: RefusalScore, noise: torch.Tensor | None = None, max_tokens: int = 4096
+    ):
         self.model, self.score, self.max_tokens = model, score, max_tokens
         self.batch = batch = batch.to(model.device)
         self.layers, self.width, self.count = layers_of(model), batch.input_ids.shape[1], len(batch.input_ids)
         self.nodes = sorted({o[:i] for o in score.openings for i in range(1, len(o))}, key=lambda n: (len(n), n))
         self._check()
         self._allowed, self._masks = self._mask(), {}
-        self._run_prompts()
+        self._run_prompts(noise)
         self._run_tree()
         self.clean = self._read(self.ends)[0]
 
@@ -100,29 +104,34 @@ class Sweep:
         keys = torch.cat([real, real.new_ones(self.count, len(self.nodes))], 1)
         return sees & keys[:, None]
 
-    def _run_prompts(self) -> None:
+    def _run_prompts(self, noise: torch.Tensor | None) -> None:
         """Run prompts and tree once as a plain text, and keep what every block was given.
 
         The prompts' part is right; of the tree's, only what does not depend on other tokens (embeddings, positions).
         """
         device = self.batch.input_ids.device
-        tree = torch.tensor([node[-1] for node in self.nodes], dtype=torch.long, device=device)
+        tree = torch.tensor([node[-1] for node in self.nodes], dtype=torch.long, device=device).expand(self.count, -1)
         depth = torch.tensor([len(node) for node in self.nodes], dtype=torch.long, device=device)
         last = self.batch.position_ids.gather(1, self.batch.last[:, None])
         self._given: list[dict] = []
         cache = DynamicCache()
-        handles = [layer.register_forward_pre_hook(self._keep, with_kwargs=True) for layer in self.layers]
-        try:
-            body_of(self.model)(
-                input_ids=torch.cat([self.batch.input_ids, tree.expand(self.count, -1)], 1),
-                attention_mask=torch.cat([self.batch.attention_mask, torch.ones_like(tree.expand(self.count, -1))], 1),
-                position_ids=torch.cat([self.batch.position_ids, last + depth], 1),
-                past_key_values=cache,
-                use_cache=True,
-            )
-        finally:
-            for handle in handles:
-                handle.remove()
+
+        def disturb(x: torch.Tensor) -> torch.Tensor:
+            return x + torch.nn.functional.pad(noise, (0, 0, 0, len(self.nodes))).to(x)
+
+        with edit(self.model, [] if noise is None else [("resid_pre", 0, disturb)]):
+            handles = [layer.register_forward_pre_hook(self._keep, with_kwargs=True) for layer in self.layers]
+            try:
+                body_of(self.model)(
+                    input_ids=torch.cat([self.batch.input_ids, tree], 1),
+                    attention_mask=torch.cat([self.batch.attention_mask, torch.ones_like(tree)], 1),
+                    position_ids=torch.cat([self.batch.position_ids, last + depth], 1),
+                    past_key_values=cache,
+                    use_cache=True,
+                )
+            finally:
+                for handle in handles:
+                    handle.remove()
         self._keys = [layer.keys for layer in cache.layers]
         self._values = [layer.values for layer in cache.layers]
         self._cache = cache
@@ -183,64 +192,75 @@ class Sweep:
             self._masks = {(copies, start): torch.zeros(seen.shape, device=seen.device).masked_fill(~seen, least)}
         return self._masks[copies, start]
 
-    def _joining(self, patches: Sequence[Patch], start: int, copies: int):
-        """For each site an edit of the last copies, those of the patches that join at this layer."""
-        edits = {}
-        for place, patch in enumerate(patches, copies - len(patches)):
-            edits.setdefault(patch.site, []).append((place, patch))
+    def _edits(self, rows: Sequence[Sequence[Patch]], layer: int, start: int):
+        """What the patches of one layer do to the copies, copy i being that of rows[i]: one edit for each site."""
+        here: dict[str, list] = {}
+        for place, row in enumerate(rows):
+            for patch in row:
+                if patch.layer == layer:
+                    here.setdefault(patch.site, []).append((place, patch))
 
         def change(entries):
             def function(activation: torch.Tensor) -> torch.Tensor:
                 new = activation.clone()
                 for place, patch in entries:
-                    own = new.unflatten(1, (copies, -1))[:, place, : self.width - start, patch.channels or slice(None)]
+                    own = new.unflatten(1, (len(rows), -1))[:, place, : self.width - start]  # a view
+                    channels = slice(None) if patch.channels is None else patch.channels
                     columns = patch.columns[:, start:, None].to(new.device)
-                    own.copy_(torch.where(columns, patch.values[:, start:].to(new), own))
+                    own[..., channels] = torch.where(columns, patch.values[:, start:].to(new), own[..., channels])
                 return new
 
             return function
 
-        return [(site, patches[0].layer, change(entries)) for site, entries in edits.items()]
+        return [(site, layer, change(entries)) for site, entries in here.items()]
 
     @torch.no_grad()
-    def scores(self, patches: Sequence[Patch]) -> torch.Tensor:
-        """Refusal log-odds of every prompt under every patch, [patch, prompt], float32 on the CPU.
+    def scores(self, rows: Sequence[Patch | Sequence[Patch]]) -> torch.Tensor:
+        """Refusal log-odds of every prompt under every patch, [row, prompt], float32 on the CPU.
 
-        Raises ValueError, before anything is computed, for a patch of another shape, without a position, or at a site,
-        layer or channel that is not there.
+        A row is one patch, or several that are made together (a window of layers, a group of neurons). Raises
+        ValueError, before anything is computed, for a patch of another shape, without a position, or at a site, layer
+        or channel that is not there.
         """
-        patches = list(patches)
-        for patch in patches:
+        rows = [(row,) if isinstance(row, Patch) else tuple(row) for row in rows]
+        for patch in {id(patch): patch for row in rows for patch in row}.values():
             self._check_patch(patch)
-        out = torch.empty(len(patches), self.count)
+        if not all(rows):
+            raise ValueError("A row of the sweep holds no patch.")
+        out = torch.empty(len(rows), self.count)
         by_start: dict[int, list[int]] = {}
-        for i, patch in enumerate(patches):
-            by_start.setdefault(patch.start, []).append(i)
+        for i, row in enumerate(rows):
+            by_start.setdefault(min(patch.start for patch in row), []).append(i)
         for start, members in by_start.items():
-            members.sort(key=lambda i: patches[i].layer)
+            members.sort(key=lambda i: _lowest(rows[i]))
             tokens = self.width + len(self.nodes) - start
             many = max(1, min(self.max_tokens // self.count, SIDE_BY_SIDE) // tokens)
             for first in range(0, len(members), many):
                 some = members[first : first + many]
-                out[some] = self._score_chunk([patches[i] for i in some], start)
+                out[some] = self._score_chunk([rows[i] for i in some], start)
         return out
 
-    def _score_chunk(self, patches: list[Patch], start: int) -> torch.Tensor:
-        """[patch, prompt] for patches in the order of their layers, all from one first position on."""
-        hidden = None
-        for layer in range(patches[0].layer, len(self.layers)):
-            here = [patch for patch in patches if patch.layer == layer]
+    def _score_chunk(self, rows: list[tuple[Patch, ...]], start: int) -> torch.Tensor:
+        """[row, prompt] for rows in the order of their lowest layers, all from one first position on."""
+        d_model = self._given[0]["hidden_states"].shape[-1]
+        hidden = torch.empty(self.count, 0, self.width + len(self.nodes) - start, d_model)
+        for layer in range(_lowest(rows[0]), len(self.layers)):
             clean = self._given[layer]["hidden_states"][:, None, start:]
-            below = [] if hidden is None else [hidden.to(clean.device)]
-            hidden = torch.cat([*below, clean.expand(-1, len(here), -1, -1)], 1)
-            with edit(self.model, self._joining(here, start, hidden.shape[1])):
+            joined = sum(_lowest(row) <= layer for row in rows)
+            fresh = clean.expand(-1, joined - hidden.shape[1], -1, -1)
+            hidden = torch.cat([hidden.to(clean), fresh], 1)
+            with edit(self.model, self._edits(rows[:joined], layer, start)):
                 hidden, _ = self._climb(layer, hidden, start)
         return self._read(self._ends(hidden, start))
 
     def _check_patch(self, patch: Patch) -> None:
         check_site(self.model, patch.site, patch.layer)
         shape = (self.count, self.width)
-        channels = len(range(width_of(self.model, patch.site))[patch.channels or slice(None)])
+        width = width_of(self.model, patch.site)
+        every = torch.arange(width)
+        if isinstance(patch.channels, torch.Tensor) and not bool(torch.isin(patch.channels.cpu(), every).all()):
+            raise ValueError(f"{patch.site} has the channels 0 to {width - 1}: a patch names others.")
+        channels = len(every if patch.channels is None else every[patch.channels])
         if tuple(patch.columns.shape) != shape or tuple(patch.values.shape) != (*shape, channels):
             raise ValueError(
                 f"A patch of these {shape[0]} prompts of {shape[1]} positions at {patch.site} needs columns {shape} and "
@@ -268,6 +288,10 @@ class Sweep:
             total = torch.stack(terms, -1).logsumexp(-1).clamp(max=-1e-6)  # p < 1, so that the odds are finite
             out.append(total - torch.log(-torch.expm1(total)))
         return torch.cat(out).float().cpu().view(self.count, -1).T
+
+
+def _lowest(row: Sequence[Patch]) -> int:
+    return min(patch.layer for patch in row)
 
 
 def first_tokens(score: RefusalScore) -> RefusalScore:

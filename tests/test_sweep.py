@@ -54,7 +54,9 @@ def patches_of(model, clean, donor, wanted) -> list[Patch]:
         length = clean.attention_mask.sum(1)
         place = clean.position_ids - length[:, None]  # from the end
         columns = torch.isin(place, torch.tensor(positions)) & clean.attention_mask.bool()
-        out.append(Patch(site, layer, columns, seen[site][layer][..., channels or slice(None)], channels))
+        out.append(
+            Patch(site, layer, columns, seen[site][layer][..., slice(None) if channels is None else channels], channels)
+        )
     return out
 
 
@@ -136,3 +138,56 @@ def test_what_cannot_be_exact_is_refused():
     model.config._attn_implementation = "flash_attention_2"
     with pytest.raises(ValueError, match="attn_implementation='sdpa'"):
         Sweep(model, clean, SCORE)
+
+
+def test_several_patches_in_one_row_and_any_channels():
+    model = tiny("llama")
+    clean, donor = (pad(rows, [0, 1, 2], 0) for rows in (CLEAN, DONOR))
+    some = torch.tensor([3, 17, 40])
+    (one,) = patches_of(model, clean, donor, [("neurons", 2, (-2, -1), some)])
+    (other,) = patches_of(model, clean, donor, [("attn_out", 0, (-3,), None)])
+    got = Sweep(model, clean, SCORE).scores([(one, other), one, other])
+    for row, patches in zip(got, [(one, other), (one,), (other,)], strict=True):
+        for i, ids in enumerate(CLEAN):
+            length = len(ids)
+
+            def change(patch, i=i, length=length):
+                def function(x):
+                    new = x.clone()
+                    for p in patch.columns[i, -length:].nonzero()[:, 0].tolist():
+                        new[0, p, some if patch is one else slice(None)] = patch.values[i, p - length]
+                    return new
+
+                return patch.site, patch.layer, function
+
+            assert abs(float(row[i]) - log_odds(model, ids, [change(p) for p in patches])) < 1e-4
+    with pytest.raises(ValueError, match="0 to 47"):
+        Sweep(model, clean, SCORE).scores([Patch("neurons", 2, one.columns, one.values, torch.tensor([3, 17, 48]))])
+    with pytest.raises(ValueError, match="no patch"):
+        Sweep(model, clean, SCORE).scores([()])
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2"])
+def test_a_noisy_run_can_be_patched(family):
+    model = tiny(family)
+    clean, noise = pad(CLEAN, [0, 1, 2], 0), torch.randn(3, 8, 32)
+    sweep = Sweep(model, clean, SCORE, noise=noise)
+    (patch,) = patches_of(model, clean, clean, [("mlp_out", 1, (-2, -1), None)])
+    got = sweep.scores([patch])[0]
+    for i, ids in enumerate(CLEAN):
+        n = len(ids)
+
+        def disturb(x, i=i, n=n):
+            new = x.clone()
+            new[0, :n] += noise[i, -n:]
+            return new
+
+        def restore(x, i=i, n=n):
+            new = x.clone()
+            new[0, n - 2 : n] = patch.values[i, -2:]
+            return new
+
+        noisy = [("resid_pre", 0, disturb)]
+        assert abs(float(sweep.clean[i]) - log_odds(model, ids, noisy)) < 1e-4
+        assert abs(float(got[i]) - log_odds(model, ids, [*noisy, ("mlp_out", 1, restore)])) < 1e-4
+    assert (sweep.clean - got).abs().max() > 1e-3
