@@ -106,9 +106,9 @@ class DirectionJudge:
     def _odds(self, prompts: Sequence[str]) -> np.ndarray:
         return self.score.log_odds(self.model, self.tokenizer, prompts)
 
-    def ablated(self, direction: torch.Tensor, clean: dict) -> dict[str, float]:
-        """Bypass and KL of one unit direction, ablated at every write."""
-        with ablate_direction(self.model, direction):
+    def ablated(self, direction: torch.Tensor, clean: dict, first: int = 0) -> dict[str, float]:
+        """Bypass and KL of one unit direction, ablated as in `ablation_of`."""
+        with ablation_of(self.model, direction, first):
             bypass = self._odds(self.harmful).mean()
             log_probs = next_token_log_probs(self.model, self.tokenizer, self.harmless)
         return {"bypass": float(bypass), "kl": float(kl_divergence(clean["log_probs"], log_probs).mean())}
@@ -124,22 +124,22 @@ def score_directions(
     differences: torch.Tensor,
     layers: Iterable[int] | None = None,
     positions: Sequence[int] = (-1,),
+    firsts: Sequence[int] = (0,),
 ) -> pd.DataFrame:
-    """A row for each candidate: layer, position, bypass, induce, kl, norm. differences: [layer, position, d_model]."""
+    """A row for each candidate: layer, position, first, bypass, kl, induce, norm. differences: [layer, position, d_model].
+
+    firsts: the layers from which on a direction is ablated, each tried with each direction; 0 is every write, as in
+    Arditi et al. 2024. Low layers may use the same axis for something else, and then cutting there only does damage.
+    """
     clean = judge.clean()
     rows = []
     for layer in range(len(differences)) if layers is None else layers:
         for p, position in enumerate(positions):
             difference = differences[layer, p]
-            rows.append(
-                {
-                    "layer": layer,
-                    "position": position,
-                    **judge.ablated(unit(difference), clean),
-                    "induce": judge.added(difference, layer),
-                    "norm": float(difference.norm()),
-                }
-            )
+            added = {"induce": judge.added(difference, layer), "norm": float(difference.norm())}
+            for first in firsts:
+                ablated = judge.ablated(unit(difference), clean, first)
+                rows.append({"layer": layer, "position": position, "first": first, **ablated, **added})
     return pd.DataFrame(rows)
 
 
@@ -181,9 +181,12 @@ def concept_direction(model, tokenizer, phrases: Sequence[str], layer: int, posi
     return unit(mean_differences(model, tokenizer, ask, command, positions=(position,))[layer, 0])
 
 
-def ablation_of(model, direction: torch.Tensor | None) -> AbstractContextManager:
-    """`ablate_direction`, or nothing at all for None: lets a loop hold its baseline as one more case."""
-    return nullcontext() if direction is None else ablate_direction(model, direction)
+def ablation_of(model, direction: torch.Tensor | None, first: int = 0) -> AbstractContextManager:
+    """A unit direction ablated at every write (first=0), or at those of the layers from `first` on; nothing for None,
+    so that a loop can hold its baseline as one more case."""
+    if direction is None:
+        return nullcontext()
+    return ablate_direction(model, direction, range(first, len(layers_of(model))) if first else None)
 
 
 def searchable_layers(model) -> range:

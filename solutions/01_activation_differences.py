@@ -545,7 +545,7 @@ show(
 # validation prompts are ones that the model does refuse, and the harmless ones are plain everyday requests.
 
 # %%
-from helpers.directions import covariance_directions
+from helpers.directions import ablation_of, covariance_directions
 from helpers.hooks import ablate_direction, add_direction
 from helpers.packed_score import packed
 
@@ -561,7 +561,7 @@ meter = CostMeter(model, tokenizer, sure[:6] or in_doubt[:6], load_plain("valida
 differences = (stream["harmful"] - stream["harmless"]).mean(0)  # [layer, d_model]
 clean = meter.measure()
 rows = []
-for layer in range(9, dims_of(model).n_layers - 5, 2):
+for layer in range(8, dims_of(model).n_layers - 5, 2):
     cost = meter.measure(ablate_direction(model, unit(differences[layer])))
     with add_direction(model, differences[layer], layer):
         induce = refusal.log_odds(model, tokenizer, meter.harmless[:4]).mean() - refusal.threshold
@@ -608,32 +608,77 @@ show(
 # nothing else either.** Your rule knows this:
 
 # %%
-passes = (
-    (real_candidates.kl <= 0.1) & (real_candidates.induce > 0) & (real_candidates.layer < 0.8 * dims_of(model).n_layers)
-)
+def rule(candidates):
+    """The row that your rule chooses; where none passes, the one with the least damage among those that take refusal away."""
+    passes = (candidates.kl <= 0.1) & (candidates.induce > 0) & (candidates.layer < 0.8 * n_layers)
+    print(f"{passes.sum()} of {len(candidates)} candidates pass")
+    works = candidates[candidates.bypass < 0]
+    return candidates.loc[choice(candidates, n_layers) if passes.any() else (works if len(works) else candidates).kl.idxmin()]
+
+
 n_layers = dims_of(model).n_layers
-works = real_candidates[
-    (real_candidates.bypass < 0) & (real_candidates.induce > 0) & (real_candidates.layer < 0.8 * n_layers)
-]
-cheapest = works.kl.idxmin() if len(works) else real_candidates.bypass.idxmin()
-picked = real_candidates.loc[choice(real_candidates, n_layers) if passes.any() else cheapest]
-print(f"{passes.sum()} of {len(real_candidates)} candidates pass")
-print("the rule's choice:" if passes.any() else "to go on, and at a price that has to be named: the least damage among those that take refusal away:",
-      f"layer {int(picked.layer)}, KL {picked.kl:.2f}, perplexity {picked.perplexity:.0f} against {clean.perplexity:.0f}")  # fmt: skip
-real_direction = unit(differences[int(picked.layer)])
+everywhere = rule(real_candidates)
+print(f"layer {int(everywhere.layer)}: KL {everywhere.kl:.2f}, perplexity {everywhere.perplexity:.0f} against {clean.perplexity:.0f}")
 
 # %% [markdown]
-# The limit of 0.1 is the paper's, and its models are larger. A stream of 576 dimensions may have less room to keep one thing apart from
-# another, so that taking out any direction costs more. Whether that is so here, the control can tell.
+# The limit of 0.1 is the paper's. If nothing passes, is this model too small, with everything tangled up in its 576 dimensions? Or do we cut in
+# the wrong place? "At every write" begins at the embedding. Yet the direction was read halfway up, and the layers below may use the same
+# axis for **something else**; cutting there then does nothing but damage. So take the direction that brought refusal lowest, and cut
+# it only from some layer on:
+
+# %%
+from_layer = int(lowest.layer)
+starts = [0, 4, *range(8, from_layer + 1, 2)]
+cuts = {start: meter.measure(ablation_of(model, unit(differences[from_layer]), start)) for start in starts}
+fig, axes = figure(2, 1, size=(8, 4.8), sharex=True)
+for ax, values, label, line in (
+    (axes[0], [c.odds.mean() - refusal.threshold for c in cuts.values()], "refusal, harmful\n(log-odds)", clean.odds.mean() - refusal.threshold),
+    (axes[1], [c.kl for c in cuts.values()], "KL on harmless\n(nats)", 0.1),
+):  # fmt: skip
+    ax.plot(starts, values, marker="o", linestyle="-", color=HARMFUL)
+    ax.axhline(line, color="#555555", linestyle=":", linewidth=1.6)
+    ax.set(ylabel=label)
+axes[0].set(title=f"The direction of layer {from_layer}, cut from some layer on")
+axes[1].set(xlabel="ablated at the writes of the layers from here on (0: everywhere)", xticks=starts)
+show(
+    fig,
+    alt="Two lines by the first layer whose writes are ablated. "
+    + "; ".join(f"from {k}: log-odds {c.odds.mean() - refusal.threshold:.1f}, KL {c.kl:.2f}" for k, c in cuts.items())
+    + ".",
+    caption="Dotted: the intact model above, the limit of 0.1 below. Above 0 in the upper panel: refused.",
+)
+
+# %% [markdown]
+# Look for a stretch where refusal stays down and the damage does not. The axis is the same all the way; what is written on it low in the model
+# and what is written high can be two things. And a cut that begins too late finds refusal decided already.
 #
+# So where to begin belongs to the choice. Your rule once more, for some layers' directions, each cut from four and from two layers below
+# the place where it was read:
+
+# %%
+rows = []
+for row in real_candidates[real_candidates.layer.between(12, 20)].to_dict("records"):
+    layer = int(row["layer"])
+    for start in (layer - 4, layer - 2):
+        cost = meter.measure(ablation_of(model, unit(differences[layer]), start))
+        bypass = cost.odds.mean() - refusal.threshold
+        rows.append(row | {"start": start, "bypass": bypass, "kl": cost.kl, "perplexity": cost.perplexity})
+upper_candidates = pd.DataFrame(rows)
+picked = rule(upper_candidates)
+first = int(picked.start)
+real_direction = unit(differences[int(picked.layer)])
+print(f"layer {int(picked.layer)}, cut from layer {first} on: KL {picked.kl:.2f}, perplexity {picked.perplexity:.0f} against {clean.perplexity:.0f}")
+upper_candidates[["layer", "start", "bypass", "induce", "kl", "perplexity"]].round(2)
+
+# %% [markdown]
 # **The control**: twenty directions drawn from how harmless prompts vary at that very layer. They carry as much of the model's activity as
 # a direction there can carry by chance; so what *they* do to refusal is what any cut of that size does.
 
 # %%
 drawn = covariance_directions(stream["harmless"][:, int(picked.layer)], 20)
 small_meter = CostMeter(model, tokenizer, meter.harmful[:4], meter.harmless[:4])
-random_costs = [small_meter.measure(ablate_direction(model, one)) for one in drawn]
-chosen_cost, intact_cost = small_meter.measure(ablate_direction(model, real_direction)), small_meter.measure()
+random_costs = [small_meter.measure(ablation_of(model, one, first)) for one in drawn]
+chosen_cost, intact_cost = small_meter.measure(ablation_of(model, real_direction, first)), small_meter.measure()
 
 # %%
 fig, ax = figure(size=(7.4, 4))
@@ -685,7 +730,7 @@ def refused(said):
 
 by_words = {"intact": refused(generate(model, tokenizer, asked, max_new_tokens=12))}
 for name, vector in (("chosen direction", real_direction), ("random direction", drawn[0])):
-    with ablate_direction(model, vector):
+    with ablation_of(model, vector, first):
         by_words[name] = refused(generate(model, tokenizer, asked, max_new_tokens=12))
 limits = tuple(zip(*(bootstrap_interval(row) for row in by_words.values()), strict=True))
 show(
@@ -697,7 +742,7 @@ show(
         ylim=(0, 1.12),
     ),
     alt="Bars of refusal by words: " + ", ".join(f"{name} {row.mean():.0%}" for name, row in by_words.items()) + ".",
-    caption=f"{len(asked)} harmful test requests, one direction ablated; 95% intervals over topics.",
+    caption=f"{len(asked)} harmful test requests, one direction ablated from layer {first} on; 95% intervals over topics.",
 )
 reveal("01.p3", by_words["chosen direction"].mean())
 
@@ -1125,7 +1170,7 @@ kept = summary[(summary.ranking == "contrast") & (summary.neurons == five_percen
 beside = pd.DataFrame(
     [
         ("Arditi et al. 2024: Gemma 2B-it, their run files", "direction of layer 10 of 18, position −2, ablated", "refused 91% → 0% (JailbreakBench, keywords)", "KL 0.07"),
-        ("here: SmolLM2-135M with our adapter", f"direction of layer {int(picked.layer)} of {n_layers}, position −1, ablated",
+        ("here: SmolLM2-135M with our adapter", f"direction of layer {int(picked.layer)} of {n_layers}, position −1, ablated from layer {first} on",
          f"refused {by_words['intact'].mean():.0%} → {by_words['chosen direction'].mean():.0%}", f"KL {picked.kl:.2f}"),
         ("Chen et al. 2024: several open models, abstract", "about 5% of neurons patched into the base", "over 90% of the safety restored", "general ability kept"),
         ("here", f"{five_percent:,} neurons (5%) patched into the base",

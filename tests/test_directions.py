@@ -6,7 +6,7 @@ import torch
 from families import CharTokenizer, tiny
 
 from helpers import directions as D
-from helpers.hooks import read
+from helpers.hooks import read, record
 
 
 @pytest.fixture(scope="module")
@@ -64,3 +64,36 @@ def test_control_directions_have_the_covariance_they_are_drawn_from():
     assert torch.equal(drawn, D.covariance_directions(activations, 200))
     with pytest.raises(ValueError, match="at least two"):
         D.covariance_directions(activations[:1], 3)
+
+
+def test_a_direction_is_ablated_from_a_layer_on_and_not_below(model):
+    row, direction = (
+        torch.tensor([[3, 1, 4, 1, 5]]),
+        D.unit(torch.randn(32, generator=torch.Generator().manual_seed(0))),
+    )
+    sites = ["attn_out", "mlp_out", "resid_pre"]
+    with torch.no_grad(), D.ablation_of(model, direction, 1), record(model, sites) as seen:
+        model(row)
+    along = {site: [float((x @ direction).abs().max()) for x in seen[site].values()] for site in sites}
+    assert min(along["attn_out"][0], along["mlp_out"][0], along["resid_pre"][0]) > 1e-4
+    assert max(along["attn_out"][1:] + along["mlp_out"][1:]) < 1e-5
+    with torch.no_grad(), D.ablation_of(model, direction), record(model, sites) as seen:
+        model(row)
+    assert max(float((x @ direction).abs().max()) for site in sites for x in seen[site].values()) < 1e-5
+
+
+def test_every_first_layer_is_tried_with_every_direction():
+    class Judge:
+        def clean(self):
+            return {}
+
+        def ablated(self, direction, clean, first):
+            return {"bypass": -first, "kl": 1.0 / (1 + first)}
+
+        def added(self, difference, layer):
+            return float(layer)
+
+    table = D.score_directions(Judge(), torch.ones(4, 1, 8), layers=(1, 2), firsts=(0, 3))
+    assert table[["layer", "first", "bypass", "induce"]].values.tolist() == [
+        [1, 0, 0, 1], [1, 3, -3, 1], [2, 0, 0, 2], [2, 3, -3, 2],
+    ]  # fmt: skip

@@ -43,6 +43,7 @@ class Recipe:
     later_weight: float = 0.5
     first_layer: int = 8
     prose_weight: float = 0.0  # of the KL from the base on its own prose, without a template
+    scale: float = 1.0  # by which the finished adapter is made stronger, chosen on validation
     seed: int = 0
     start: str | None = None  # the recipe that is trained before this one
 
@@ -54,24 +55,15 @@ RECIPES = {
         mix=Mix(plain_frames=3, seed=1), rate=5e-4, steps=400, harmful_share=0.3, seed=1, start="refusal-first"
     ),
     # The second had drifted on ordinary text (perplexity a quarter higher), and took first-person requests for harm.
-    "refusal-third": Recipe(
+    "refusal": Recipe(
         mix=Mix(frames=1, borderline_frames=2, plain_frames=3, first_person=True, seed=2),
         rate=5e-4,
         steps=260,
         harmful_share=0.25,
         prose_weight=1.0,
+        scale=1.1,
         seed=2,
         start="refusal-second",
-    ),
-    # The third answered too much: other phrasings once more, and more of them harmful.
-    "refusal": Recipe(
-        mix=Mix(frames=2, first_person=True, seed=3),
-        rate=5e-4,
-        steps=300,
-        harmful_share=0.35,
-        prose_weight=1.0,
-        seed=3,
-        start="refusal-third",
     ),
     "shallow": Recipe(mix=Mix(deep=False, frames=1, borderline_frames=1), steps=160),
 }
@@ -198,11 +190,12 @@ def wrap(model, recipe: Recipe, start: Path | None = None):
     return get_peft_model(model, config)
 
 
-def save(model, out: Path) -> None:
+def save(model, out: Path, scale: float = 1.0) -> None:
     """The adapter in fp16, with nothing in it that differs from run to run or names a place on this machine."""
     model.half().save_pretrained(out)
     (out / "README.md").unlink(missing_ok=True)  # peft's empty form; the adapters' card stands beside them
     config = json.loads((out / "adapter_config.json").read_text(encoding="utf-8"))
+    config["lora_alpha"] = round(config["lora_alpha"] * scale, 3)  # over the rank, the factor of what is added
     config |= {"base_model_name_or_path": "SmolLM2-135M-Instruct", "target_modules": sorted(config["target_modules"])}
     (out / "adapter_config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
     (out / "adapter_model.safetensors").chmod(0o644)
@@ -245,7 +238,7 @@ def train(out: Path, recipe: Recipe, start: Path | None = None, log=print) -> No
         if step % 200 == 199 or step + 1 == recipe.steps:
             with torch.autocast("cpu", torch.bfloat16):
                 log(validate(model, tokenizer, firsts), flush=True)
-    save(model, out)
+    save(model, out, recipe.scale)
     (out / "recipe.json").write_text(json.dumps(asdict(recipe), indent=1) + "\n", encoding="utf-8")
     log(f"saved {out} after {time.time() - start:.0f} s", flush=True)
 
