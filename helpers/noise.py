@@ -7,7 +7,7 @@ refusal that returns is counted. Noise leads to activations that no text gives, 
 Nanda 2024).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -15,7 +15,7 @@ import torch
 
 from .hooks import check_site, record
 from .models import body_of, layers_of
-from .prompts import pad, pad_token_id
+from .prompts import pad_token_id
 from .refusal import RefusalScore, refusal_score_of
 from .roles import roles_of
 from .statistics import bootstrap_interval
@@ -36,8 +36,9 @@ def trace_corrupted(
     harmful: Sequence[str],
     benign: Sequence[str],
     components: Sequence[str] = ("attn_out", "mlp_out"),
-    positions: str = "roles",
+    positions: str | Sequence[int | str] = "roles",
     windows: Sequence[int] = (1,),
+    layers: Iterable[int] | None = None,
     corruptions: Sequence[str] = CORRUPTIONS,
     scale: float = 3.0,
     draws: int = 3,
@@ -47,7 +48,7 @@ def trace_corrupted(
     """How much refusal comes back when one place of a corrupted run is mended from the intact harmful run.
 
     harmful, benign: pairs of equal length. positions: as in `roles.py`. windows: how many layers are mended at once.
-    scale: the noise in standard deviations of what the request's tokens bring into the first block. draws of noise
+    layers: the middles of the windows, all layers if None. scale: the noise in standard deviations of what the request's tokens bring into the first block. draws of noise
     for each prompt, averaged. Columns: corruption, window, layer (the middle), component, position; share_of_gap, the
     refusal log-odds that return over those that were lost, with its bootstrap interval over pairs; intact, corrupted
     and mended log-odds, means; pairs.
@@ -57,14 +58,19 @@ def trace_corrupted(
         raise ValueError(f"There is no corruption {unknown[0]!r}: choose from {', '.join(CORRUPTIONS)}.")
     if scale <= 0 or draws < 1 or min(windows, default=0) < 1:
         raise ValueError("scale, draws and each window must be at least 1 (scale above 0).")
+    n_layers = len(layers_of(model))
+    middles = list(range(n_layers) if layers is None else layers)
     for component in components:
-        check_site(model, component, 0)
+        for layer in middles or [0]:
+            check_site(model, component, layer)
+    if not components or not middles:
+        raise ValueError("There is nothing to mend: give at least one component and one layer.")
     score = score or refusal_score_of(model, tokenizer)
     roles = roles_of(tokenizer, harmful, benign, positions)
     request = roles_of(tokenizer, harmful, benign, "roles")
     order = list(range(len(roles.rows[0])))
-    batches = [pad(rows, order, pad_token_id(tokenizer)).to(model.device) for rows in roles.rows]
-    width, n_layers = batches[0].input_ids.shape[1], len(layers_of(model))
+    batches = [batch.to(model.device) for batch in roles.batches(order, pad_token_id(tokenizer))]
+    width = batches[0].input_ids.shape[1]
     columns = roles.columns(order, width)[0]
     with record(model, ["resid_pre", *components]) as seen:
         body_of(model)(**batches[0].inputs(), use_cache=False)
@@ -72,7 +78,7 @@ def trace_corrupted(
     rows, names = [], []
     for label, at in zip(roles.labels, columns, strict=True):
         for size in windows:
-            for layer in range(n_layers):
+            for layer in middles:
                 for site in components:
                     span = window_of(layer, size, n_layers)
                     rows.append([Patch(site, one, at, seen[site][one]) for one in span])

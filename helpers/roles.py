@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from .prompts import chat_text, check_prompts, tokenize
+from .prompts import Batch, chat_text, check_prompts, pad, tokenize
 from .shared_prefix import PROBES, shared_prefix
 
 NAMED = ("last", "end", "roles", "map", "all")
@@ -40,6 +40,15 @@ class Roles:
         stacked = torch.tensor(np.stack([spans[list(part)] for spans in self.spans.values()]))
         inside = (place >= stacked[..., :1]) & (place < stacked[..., 1:])
         return [inside & (place >= -torch.tensor([len(side[i]) for i in part])[:, None]) for side in self.rows]
+
+    def batches(self, part: Sequence[int], pad_id: int) -> list[Batch]:
+        """For each side these pairs' tokens, both padded at the left to one width: columns agree from the end."""
+        width, out = max(len(side[i]) for side in self.rows for i in part), []
+        for side in self.rows:
+            wide = pad([*(side[i] for i in part), [pad_id] * width], [*part, -1], pad_id)  # the last row is dropped
+            tensors = (wide.input_ids, wide.attention_mask, wide.position_ids, wide.last)
+            out.append(Batch(*(tensor[:-1] for tensor in tensors), order=list(part)))
+        return out
 
     def swaps(self, side: int, part: Sequence[int], draws: int, seed: int = 0) -> list[torch.Tensor]:
         """`draws` times, for each pair of this part another one of it, [pair], of equal length where that matters; -1
@@ -70,14 +79,20 @@ def equal_length(tokenizer, pairs: Sequence, count: int | None = None) -> list:
     return [p for p, a, b in zip(pairs, *sides, strict=True) if len(a) == len(b)][:count]
 
 
-def roles_of(tokenizer, harmful: Sequence[str], benign: Sequence[str], positions: str | Sequence[int]) -> Roles:
+def roles_of(tokenizer, harmful: Sequence[str], benign: Sequence[str], positions: str | Sequence) -> Roles:
     """The roles of these pairs' tokens.
 
     positions: "last", the template's last token; "end", each token of the template's end; "roles", its beginning, the
     request, its end; "map", the request's words that differ, those after them, and each token of the template's end;
-    "all", everything from the first difference on; or numbers counted from the end.
+    "all", everything from the first difference on; or a list of numbers counted from the end, and of labels of "map",
+    such as ("differing words", -1).
     Raises ValueError for anything else, and for pairs of unequal length where the request's tokens are meant.
     """
+    if not isinstance(positions, str) and any(isinstance(one, str) for one in positions):
+        every = roles_of(tokenizer, harmful, benign, "map")
+        if unknown := [one for one in positions if one not in every.spans]:
+            raise ValueError(f"There is no place {unknown[0]!r}: choose from {', '.join(map(repr, every.spans))}.")
+        return Roles(every.rows, {one: every.spans[one] for one in positions}, whole=True)
     rows = tuple(tokenize(tokenizer, chat_text(tokenizer, check_prompts(side))) for side in (harmful, benign))
     before, after = template_ends(tokenizer)
     numbers = _numbers(positions, after, rows)

@@ -62,8 +62,9 @@ class Sweep:
     """The clean runs of one batch of prompts, padded at either side, and what patches do to their refusal log-odds.
 
     noise: added to what enters the first block, [prompt, position, d_model], for ROME's tracing: then the run that is
-    patched is the noisy one. clean: its log-odds without a patch, [prompt]. Raises ValueError for attention that takes no mask of ours (load the
-    model with attn_implementation="sdpa"), and for prompts longer than a model's sliding window.
+    patched is the noisy one. clean: its log-odds without a patch, [prompt]. Raises ValueError for attention that takes
+    no mask of ours (load the model with attn_implementation="sdpa"), and for prompts longer than a model's sliding
+    window.
     """
 
     @torch.no_grad()

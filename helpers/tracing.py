@@ -19,10 +19,9 @@ import torch
 
 from .hooks import check_site, record
 from .models import body_of, dims_of, layers_of
-from .prompts import Batch, check_prompts, pad, pad_token_id
+from .prompts import Batch, check_prompts, pad_token_id
 from .refusal import RefusalScore, refusal_score_of
 from .roles import Roles, roles_of
-from .statistics import bootstrap_interval
 from .sweep import Patch, Sweep, first_tokens
 
 DIRECTIONS = ("benign_into_harmful", "harmful_into_benign")
@@ -72,7 +71,7 @@ class CausalTracer:
         harmful_prompt: str | Sequence[str],
         benign_prompt: str | Sequence[str],
         components: Sequence[str] = ("attn_out", "mlp_out"),
-        positions: str | Sequence[int] = "last",
+        positions: str | Sequence[int | str] = "last",
         layers: Iterable[int] | None = None,
         directions: Sequence[str] = DIRECTIONS,
         neurons: Mapping[str, Sequence[tuple[int, int]]] | None = None,
@@ -101,7 +100,7 @@ class CausalTracer:
         harmful: str | Sequence[str],
         benign: str | Sequence[str],
         components: Sequence[str] = ("attn_out", "mlp_out"),
-        positions: str | Sequence[int] = "last",
+        positions: str | Sequence[int | str] = "last",
         layers: Iterable[int] | None = None,
         directions: Sequence[str] = DIRECTIONS,
         neurons: Mapping[str, Sequence[tuple[int, int]]] | None = None,
@@ -160,9 +159,8 @@ class CausalTracer:
 
     def _trace_batch(self, roles: Roles, part: list[int], units, directions, controls: int) -> dict:
         """{direction: (patched [place, pair], baseline [pair], donor [pair], control [draw, place, pair])}."""
-        width = max(len(roles.rows[side][i]) for side in (0, 1) for i in part)
-        batches = [_padded(roles.rows[side], part, width, pad_token_id(self.tokenizer)) for side in (0, 1)]
-        columns = roles.columns(part, width)
+        batches = roles.batches(part, pad_token_id(self.tokenizer))
+        columns = roles.columns(part, batches[0].input_ids.shape[1])
         sites = sorted({site for *_, places in units for site, _, _ in places})
         layers = sorted({layer for *_, places in units for _, layer, _ in places})
         runs = [self._record(batch, sites, layers) for batch in batches]
@@ -229,13 +227,6 @@ def _group(model, name: str, members: Sequence[tuple[int, int]]):
     return min(by_layer), "neurons", name, [("neurons", layer, torch.tensor(at)) for layer, at in by_layer.items()]
 
 
-def _padded(rows: list[list[int]], part: list[int], width: int, pad_id: int) -> Batch:
-    """These rows, padded at the left to a common width, so that positions from the end stand in one column."""
-    batch = pad([*(rows[i] for i in part), [pad_id] * width], [*part, -1], pad_id)
-    tensors = (batch.input_ids, batch.attention_mask, batch.position_ids, batch.last)
-    return Batch(*(t[:-1] for t in tensors), order=part)
-
-
 def _reordered(run: dict, swap: torch.Tensor) -> dict:
     return {key: x[swap.clamp(min=0).to(x.device)] for key, x in run.items()}
 
@@ -255,27 +246,41 @@ def refusal_change(patched: np.ndarray, baseline: np.ndarray, direction: str) ->
     return -moved if direction == "benign_into_harmful" else moved
 
 
+def _intervals(values: np.ndarray, draws: int = 2000) -> tuple[np.ndarray, np.ndarray]:
+    """95% bootstrap intervals over pairs of many places at once, (low [place], high [place]); nan counts as absent.
+
+    The draws are those of `bootstrap_interval`, as counts of each pair, so that one product serves all places.
+    """
+    low, high = np.full((2, len(values)), np.nan)
+    present = ~np.isnan(values)
+    for has in np.unique(present[present.any(1)], axis=0):
+        rows, count = (present == has).all(1), int(has.sum())
+        drawn = np.random.default_rng(0).integers(0, count, (draws, count))
+        times = (drawn[..., None] == np.arange(count)).sum(1) / count  # [draw, pair]
+        low[rows], high[rows] = np.percentile(times @ values[rows][:, has].T, [2.5, 97.5], axis=0)
+    return low, high
+
+
 def table_of(traced: Traced) -> pd.DataFrame:
     """The table that `trace_safety_circuit` returns, of one direction."""
     sign = -1 if traced.direction == "benign_into_harmful" else 1
     gap = float(np.mean(sign * (traced.donor - traced.baseline)))
     change = refusal_change(traced.patched, traced.baseline, traced.direction)
     odds = sign * (traced.patched - traced.baseline)
+    (low, high), (odds_low, odds_high) = _intervals(change), _intervals(odds)
     lines = []
     for i, place in enumerate(traced.places):
         has = ~np.isnan(traced.patched[i])
         if not has.any():
             continue
-        low, high = bootstrap_interval(change[i, has])
-        odds_low, odds_high = bootstrap_interval(odds[i, has])
         mean, share = float(change[i, has].mean()), float(odds[i, has].mean()) / gap
         line = {
             "layer": place.layer, "component": place.component, "unit": place.unit, "position": place.position,
-            "direction": traced.direction, "refusal_change": mean, "low": low, "high": high,
+            "direction": traced.direction, "refusal_change": mean, "low": low[i], "high": high[i],
             "baseline_refusal": float(probability(traced.baseline[has]).mean()),
             "patched_refusal": float(probability(traced.patched[i, has]).mean()),
             "is_safety_critical": mean > CRITICAL, "log_odds_change": float(odds[i, has].mean()),
-            "share_of_gap": share, "share_low": odds_low / gap, "share_high": odds_high / gap, "pairs": int(has.sum()),
+            "share_of_gap": share, "share_low": odds_low[i] / gap, "share_high": odds_high[i] / gap, "pairs": int(has.sum()),
         }  # fmt: skip
         if len(traced.control):
             draws = np.nanmean(refusal_change(traced.control[:, i], traced.baseline, traced.direction), -1)

@@ -5,12 +5,13 @@ import pytest
 import torch
 from families import CharTokenizer, tiny
 
-from helpers import noise, tracing
+from helpers import joint, noise, tracing
 from helpers.glassbox import glassbox_prompts, load_glassbox
 from helpers.hooks import edit, patch, record
 from helpers.prompts import chat_text, tokenize
 from helpers.refusal import RefusalScore, refusal_score_of
 from helpers.roles import equal_length, roles_of, template_ends
+from helpers.statistics import bootstrap_interval
 
 INTO_HARMFUL, INTO_BENIGN = tracing.DIRECTIONS
 PAIRS = glassbox_prompts("pairs", n=24, split="test")
@@ -102,6 +103,35 @@ def test_controls_take_donors_of_the_same_class(box):
     assert table.control_change.abs().max() < 0.2 < table.refusal_change.max()
 
 
+def test_intervals_are_those_of_one_place_at_a_time():
+    values = np.random.default_rng(3).normal(size=(7, 12))
+    values[1:4, 2], values[5] = np.nan, np.nan
+    low, high = tracing._intervals(values)
+    for i, row in enumerate(values):
+        expected = bootstrap_interval(row[~np.isnan(row)]) if i != 5 else (np.nan, np.nan)
+        assert (low[i], high[i]) == pytest.approx(expected, nan_ok=True)
+
+
+def test_two_heads_together_show_what_each_hides(redundant):
+    model, tokenizer, truth = redundant
+    (decision,), (backup,) = truth.decision_components, [h for h in truth.backup_heads if h[0] == 4]
+    heads = [truth.decoy_heads[0], decision, backup]
+    found = joint.joint_changes(model, tokenizer, *SIDES, heads)
+    assert np.allclose(found, found.T) and found[1, 2] > 0.9
+    assert np.abs(found[[0, 0, 0, 1, 2], [0, 1, 2, 1, 2]]).max() < 0.1
+    table = tracing.CausalTracer(model, tokenizer).trace_safety_circuit(*SIDES, ["heads"])
+    alone = [at(table, layer=layer, unit=head, direction=INTO_HARMFUL) for layer, head in heads]
+    assert np.allclose(np.diag(found), alone, atol=1e-4)
+    back = joint.joint_changes(model, tokenizer, *SIDES, heads, INTO_BENIGN)
+    alone = [at(table, layer=layer, unit=head, direction=INTO_BENIGN) for layer, head in heads]
+    assert np.allclose(np.diag(back), alone, atol=1e-4)
+    for bad in ({"heads": [(0, 8), (0, 1)]}, {"heads": [(0, 1)]}, {"heads": [(6, 0), (0, 1)]}, {"positions": "end"}):
+        with pytest.raises(ValueError):
+            joint.joint_changes(model, tokenizer, *SIDES, **({"heads": heads} | bad))
+    with pytest.raises(ValueError, match="no direction 'up'"):
+        joint.joint_changes(model, tokenizer, *SIDES, heads, "up")
+
+
 def test_order_and_batches_do_not_matter(box):
     model, tokenizer, _ = box
     tables = [
@@ -123,6 +153,12 @@ def test_roles_of_tokens():
     first, second = roles.columns([0, 1], 12)[0].unbind(1)
     assert first.nonzero().tolist() == [[0, 5], [0, 6], *[[1, i] for i in range(7, 11)], [2, 11]]
     assert second.nonzero().tolist() == [[0, 10], [2, 11]]  # nothing comes after the word that differs
+    some = roles_of(tokenizer, ["how xx now", "a b"], ["how yz now", "a c"], [-1, "differing words"])
+    assert some.labels == [-1, "differing words"] and torch.equal(
+        some.columns([0, 1], 12)[0][1], roles.columns([0, 1], 12)[0][0]
+    )
+    with pytest.raises(ValueError, match="no place 'end'.*'words after', -1"):
+        roles_of(tokenizer, ["how xx now"], ["how yz now"], ["end", -1])
     whole = roles_of(tokenizer, ["how xx now"], ["how yz now"], "roles").columns([0], 12)[1][:, 0]
     assert whole.int().sum(-1).tolist() == [1, 10, 1]
 
@@ -177,14 +213,28 @@ def test_mending_a_twin_is_tracing_into_the_benign_run(box):
 def test_noise_is_on_the_request_alone_and_mending_all_layers_mends_it(box):
     model, tokenizer, _ = box
     few = SIDES[0][:6], SIDES[1][:6]
-    table = noise.trace_corrupted(model, tokenizer, *few, ["resid_post"], "last", (1, 3), ["noise"], draws=2)
+    table = noise.trace_corrupted(
+        model, tokenizer, *few, ["resid_post"], "last", (1, 3), corruptions=["noise"], draws=2
+    )
     assert set(table.window) == {1, 3} and len(table) == 12
     assert (table.corrupted < table.intact - 1).all()
     top = table[table.layer == 5]
     assert np.allclose(top.share_of_gap, 1, atol=0.05)  # the last block's output at the last token is the answer
+    some = noise.trace_corrupted(model, tokenizer, *few, ["resid_post"], "last", (3,), [1, 5], ["noise"], draws=2)
+    same = table[(table.window == 3) & table.layer.isin([1, 5])]
+    assert np.allclose(some.share_of_gap, same.share_of_gap, atol=1e-5)
     assert list(noise.window_of(0, 3, 6)) == [0, 1] and list(noise.window_of(3, 3, 6)) == [2, 3, 4]
     assert list(noise.window_of(5, 1, 6)) == [5]
-    for bad in ({"scale": 0}, {"draws": 0}, {"windows": (0,)}, {"corruptions": ["dropout"]}, {"components": ["mlp"]}):
+    for bad in (
+        {"scale": 0},
+        {"draws": 0},
+        {"windows": (0,)},
+        {"corruptions": ["dropout"]},
+        {"components": ["mlp"]},
+        {"layers": [6]},
+        {"layers": []},
+        {"components": []},
+    ):
         with pytest.raises(ValueError):
             noise.trace_corrupted(model, tokenizer, *few, **bad)
 
