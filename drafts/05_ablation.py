@@ -359,12 +359,13 @@ assert len(refused_ones) >= 6
 
 # %%
 from helpers.directions import ablation_of
+from helpers.fresh_prefix import fresh
 
 SOURCES = tuple(
     range(n_layers // 2 - 1, 2 * n_layers // 3 + 1, 2)
 )  # around the middle, where lesson 01 found candidates
 STARTS = (0, *(n_layers * share // 100 for share in (27, 40, 47, 57)))  # 0: every write, the embedding too
-few = CostMeter(model, tokenizer, refused_ones[:6], load_plain("validation")[::9][:5])
+few = fresh(CostMeter(model, tokenizer, refused_ones[:6], load_plain("validation")[::9][:5]))
 start = few.odds().mean()
 cells = {
     (source, first): few.measure(ablation_of(model, unit(differences[source]), first))
@@ -404,7 +405,7 @@ for name, values in maps.items():
 from helpers.directions import covariance_directions
 
 drawn = covariance_directions(stream["harmless"][:, source], 20)
-small = CostMeter(model, tokenizer, asked[:4], plain[:4])
+small = fresh(CostMeter(model, tokenizer, asked[:4], plain[:4]))
 chosen_cost = small.measure(ablation_of(model, direction, first))
 random_costs = [small.measure(ablation_of(model, r, first)) for r in tqdm(drawn, desc="random directions")]
 calm = refusal.log_odds(model, tokenizer, plain)
@@ -495,8 +496,7 @@ del cut, for_good, for_now
 # `asked` are test topics.
 
 # %%
-quick = {"prose_tokens": 24, "quick": True}
-meter = EditMeter(model, tokenizer, asked, plain, facts, prose, borderline=borderline, **quick)
+meter = EditMeter(model, tokenizer, asked, plain, facts, prose, borderline=borderline, prose_tokens=24)
 draw_meter = CostMeter(model, tokenizer, asked[:8], plain[:1], quick=True)  # for the many draws
 writes = real.difference * write_onto(model, direction)
 writes[source:] = -torch.inf
@@ -516,6 +516,7 @@ response = dose_response(
 dose_costs = {count: meter.measure(without(ranking[:count])) for count in DOSES}
 table = pd.DataFrame([cost.row() for cost in dose_costs.values()], index=pd.Index(DOSES, name="neurons"))
 table["as low, of 20 random"] = response.set_index("count").as_low
+table.loc[0, "as low, of 20 random"] = np.nan  # nothing taken out has no random twin
 table.drop(columns="topics").round(2)
 
 # %%
@@ -660,9 +661,6 @@ def as_low(value, others):
     return float(np.mean([other <= value for other in others]))
 
 
-slow = EditMeter(
-    model, tokenizer, asked, plain, facts, prose, borderline=borderline, prose_tokens=24
-)  # where an edit reaches the shared beginning
 four_heads = draw_meter.odds(heads_scaled(model, best_heads[:4])).mean()
 head_twins = [
     draw_meter.odds(heads_scaled(model, other_heads(best_heads[:4]))).mean()
@@ -676,9 +674,9 @@ for dose in DOSES[1:]:
 twins = matched_random_sets(ranking[:five_percent], real.activity, 1, spill=True)[0]
 edits[f"{five_percent:,} random neurons"] = meter.measure(without(twins)), 1.0
 edits["four heads"] = meter.measure(heads_scaled(model, best_heads[:4])), as_low(four_heads, head_twins)
-edits[f"direction, layers {first}+"] = slow.measure(ablation_of(model, direction, first)), cut_as_low
-edits["direction, everywhere"] = slow.measure(ablate_direction(model, direction)), as_low(whole, whole_twins)
-edits["20 neurons, sink too"] = slow.measure(ablate_safety_neurons(model, sink_neurons, sink=True)), np.nan
+edits[f"direction, layers {first}+"] = meter.measure(ablation_of(model, direction, first)), cut_as_low
+edits["direction, everywhere"] = meter.measure(ablate_direction(model, direction)), as_low(whole, whole_twins)
+edits["20 neurons, sink too"] = meter.measure(ablate_safety_neurons(model, sink_neurons, sink=True)), np.nan
 plane = pd.DataFrame([cost.row() | {"as_low": low} for cost, low in edits.values()], index=list(edits))
 plane[["refused", "low", "high", "over-refused", "KL", "perplexity", "facts known", "as_low"]].round(2)
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from .capability import Fact, knows
 from .costs import CostMeter
+from .fresh_prefix import fresh
 from .prompts import check_prompts
 from .shared_prefix import WithPrefix
 from .statistics import bootstrap_interval
@@ -53,7 +54,7 @@ class EditMeter:
     """Measures edits on fixed prompts: an intervention that is switched on, or another model with the same tokenizer.
 
     harmless: for the KL, and with borderline, where there are some, for over-refusal. prose and quick as in `CostMeter`, of
-    which this is the larger sister.
+    which this is the larger sister; without quick, the shared beginning is read once a batch, under the edit.
     """
 
     def __init__(
@@ -70,7 +71,7 @@ class EditMeter:
         borderline: Sequence[str] = (),
     ):
         self.facts, self.harmless = list(facts), check_prompts([*harmless, *borderline])
-        self.meter = CostMeter(model, tokenizer, harmful, harmless, prose, score, quick, prose_tokens)
+        self.meter = fresh(CostMeter(model, tokenizer, harmful, harmless, prose, score, quick, prose_tokens))
 
     def on(self, model) -> "EditMeter":
         """The same measurements of another model, an edited copy; KL is still from the first one."""

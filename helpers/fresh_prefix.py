@@ -1,0 +1,33 @@
+"""The beginning that all prompts share, read once for each batch: for edits that reach into it. Used in lesson 05.
+
+`WithPrefix` reads the shared beginning once and for all, and so before any edit: exact only for edits that leave it
+alone. A direction that is ablated, or the attention sink, does not. Here the beginning is read anew at each call, under
+whatever is switched on by then, for one row instead of all: exact for every edit, and nearly as fast.
+"""
+
+import copy
+
+import torch
+from transformers import DynamicCache
+
+from .costs import ASKED, CostMeter
+from .shared_prefix import WithPrefix, shared_prefix
+
+
+class FreshPrefix(WithPrefix):
+    """As `WithPrefix`, but the beginning is read under the edits of the moment."""
+
+    def _copies(self, count: int) -> DynamicCache:
+        ids = torch.tensor([self.prefix], device=self.model.device)
+        self._cache = self.model(input_ids=ids, use_cache=True, logits_to_keep=1).past_key_values
+        return super()._copies(count)
+
+
+def fresh(meter: CostMeter) -> CostMeter:
+    """A meter like this one that reads the shared beginning once for each batch. One that is quick is left as it is."""
+    if isinstance(meter.model, WithPrefix):
+        return meter
+    new = copy.copy(meter)
+    prefix = shared_prefix(meter.tokenizer, [*meter.harmful, *meter.harmless, ASKED])
+    new.model = FreshPrefix(meter.model, prefix) if prefix else meter.model
+    return new

@@ -1,0 +1,46 @@
+"""A shared beginning that is read under the edit equals whole forwards, whatever the edit does to it."""
+
+import pytest
+import torch
+from families import CONFIGS, CharTokenizer, tiny
+
+from helpers.ablation import ablate_safety_neurons
+from helpers.costs import CostMeter
+from helpers.fresh_prefix import FreshPrefix, fresh
+from helpers.glassbox import glassbox_prompts, load_glassbox
+from helpers.hooks import ablate_direction
+from helpers.refusal import RefusalScore
+from helpers.shared_prefix import WithPrefix
+
+PROMPTS = ["hello", "why not", "abcdef ghi"]
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_edits_of_the_beginning_are_seen(family):
+    model, tokenizer = tiny(family), CharTokenizer()
+    score = RefusalScore(((3, 4), (5, 6, 7)))
+    slow = CostMeter(model, tokenizer, PROMPTS, PROMPTS[:2], ["some prose to read"], score)
+    quick = fresh(slow)
+    assert isinstance(quick.model, FreshPrefix) and not isinstance(slow.model, WithPrefix)
+    r = torch.randn(model.config.hidden_size, generator=torch.Generator().manual_seed(0))
+    edits = (
+        lambda: None,
+        lambda: ablate_direction(model, r / r.norm()),
+        lambda: ablate_safety_neurons(model, [(0, 3), (1, 7)], sink=True),
+        lambda: None,  # nothing is left over from the edits before
+    )
+    for edit in edits:
+        a, b = slow.measure(edit()), quick.measure(edit())
+        assert b.odds == pytest.approx(a.odds, abs=1e-3)
+        assert b.kl == pytest.approx(a.kl, abs=1e-4) and b.perplexity == pytest.approx(a.perplexity, rel=1e-3)
+
+
+def test_what_was_read_before_an_edit_would_be_wrong():
+    model, tokenizer, _ = load_glassbox("concentrated")
+    asked = glassbox_prompts("harmful", n=6, split="test")
+    slow, once = (CostMeter(model, tokenizer, asked, asked, quick=quick) for quick in (False, True))
+    everyone = [(layer, n) for layer in range(6) for n in range(256)]
+    with ablate_safety_neurons(model, everyone, 3.0):
+        truth, stale, new = (meter.odds() for meter in (slow, once, fresh(slow)))
+    assert abs(stale - truth).max() > 0.02 and new == pytest.approx(truth, abs=2e-3)
+    assert fresh(once) is once
