@@ -367,21 +367,21 @@ SOURCES = tuple(
 STARTS = (0, *(n_layers * share // 100 for share in (27, 40, 47, 57)))  # 0: every write, the embedding too
 few = fresh(CostMeter(model, tokenizer, refused_ones[:6], load_plain("validation")[::9][:5]))
 start = few.odds().mean()
-cells = {
+tries = {
     (source, first): few.measure(ablation_of(model, unit(differences[source]), first))
     for source in tqdm(SOURCES, desc="directions")
     for first in STARTS
 }
-working = {key: c for key, c in cells.items() if c.odds.mean() < refusal.threshold and c.refused.mean() <= 0.2}
+working = {key: c for key, c in tries.items() if c.odds.mean() < refusal.threshold and c.refused.mean() <= 0.2}
 source, first = (
-    min(working, key=lambda key: working[key].kl) if working else min(cells, key=lambda key: cells[key].odds.mean())
+    min(working, key=lambda key: working[key].kl) if working else min(tries, key=lambda key: tries[key].odds.mean())
 )
 direction = unit(differences[source])
 
 # %%
 maps = {
-    "refusal log-odds, harmful": np.array([[cells[s, f].odds.mean() for f in STARTS] for s in SOURCES]),
-    "KL on harmless (nats)": np.array([[cells[s, f].kl for f in STARTS] for s in SOURCES]),
+    "refusal log-odds, harmful": np.array([[tries[s, f].odds.mean() for f in STARTS] for s in SOURCES]),
+    "KL on harmless (nats)": np.array([[tries[s, f].kl for f in STARTS] for s in SOURCES]),
 }
 for name, values in maps.items():
     show(
@@ -671,8 +671,8 @@ whole_twins = [small.odds(ablate_direction(model, r)).mean() for r in tqdm(drawn
 edits = {"intact": (dose_costs[0], np.nan)}
 for dose in DOSES[1:]:
     edits[f"{dose:,} neurons, mean"] = dose_costs[dose], table["as low, of 20 random"][dose]
-twins = matched_random_sets(ranking[:five_percent], real.activity, 1, spill=True)[0]
-edits[f"{five_percent:,} random neurons"] = meter.measure(without(twins)), 1.0
+twins, twin_odds = alike_in(real.activity)(ranking[:five_percent])[0], response.attrs["drawn"][five_percent]
+edits[f"{five_percent:,} random neurons"] = meter.measure(without(twins)), as_low(twin_odds[0], twin_odds)
 edits["four heads"] = meter.measure(heads_scaled(model, best_heads[:4])), as_low(four_heads, head_twins)
 edits[f"direction, layers {first}+"] = meter.measure(ablation_of(model, direction, first)), cut_as_low
 edits["direction, everywhere"] = meter.measure(ablate_direction(model, direction)), as_low(whole, whole_twins)

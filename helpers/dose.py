@@ -20,12 +20,13 @@ def dose_response(
 
     odds_of: refusal log-odds with these places out, [prompt]. controls: random sets like the given ones. Columns: count, odds with
     `low` and `high` (95% over topics), refused; with controls also the mean, lowest and highest of the sets' mean odds, and
-    `as_low`, the share of sets that bring them as low. Raises ValueError for counts that are not in the list.
+    `as_low`, the share of sets that bring them as low; all of them stand in `table.attrs["drawn"]`, {count: [set]}.
+    Raises ValueError for counts that are not in the list.
     """
     ranked = list(ranked)
     if not len(counts) or min(counts) < 0 or max(counts) > len(ranked):
         raise ValueError(f"Doses lie between 0 and {len(ranked)}, the number of places ranked: {list(counts)}.")
-    rows = []
+    rows, all_drawn = [], {}
     for count in counts:
         chosen = ranked[:count]
         odds = odds_of(chosen)
@@ -33,6 +34,7 @@ def dose_response(
         row = {"count": count, "odds": odds.mean(), "low": low, "high": high, "refused": (odds > threshold).mean()}
         if controls:
             drawn = np.array([odds_of(one).mean() for one in (controls(chosen) if chosen else [chosen])])
+            all_drawn[count] = drawn
             row |= {
                 "random": drawn.mean(),
                 "random_low": drawn.min(),
@@ -41,7 +43,9 @@ def dose_response(
                 "draws": len(drawn),
             }
         rows.append(row)
-    return pd.DataFrame(rows)
+    table = pd.DataFrame(rows)
+    table.attrs["drawn"] = {count: drawn.tolist() for count, drawn in all_drawn.items()}
+    return table
 
 
 def smallest_set(

@@ -271,6 +271,7 @@ def test_a_dose_response_is_its_loop():
     assert (table.low <= table.odds).all() and (table.odds <= table.high).all()
     assert table.random_low.tolist() == [4, 1, -2] and table.random_high.tolist() == [4, 1, 1]
     assert table.as_low.tolist() == [1, 1, 0] and table.draws.tolist() == [1, 2, 2]
+    assert table.attrs["drawn"] == {0: [4], 1: [1, 1], 3: [1, -2]}
     with pytest.raises(ValueError, match="between 0 and 4"):
         dose_response(lambda p: odds[0], [(0, i) for i in range(4)], [5])
 
