@@ -125,9 +125,9 @@ def test_two_heads_together_show_what_each_hides(redundant):
     back = joint.joint_changes(model, tokenizer, *SIDES, heads, INTO_BENIGN)
     alone = [at(table, layer=layer, unit=head, direction=INTO_BENIGN) for layer, head in heads]
     assert np.allclose(np.diag(back), alone, atol=1e-4)
-    for bad in ({"heads": [(0, 8), (0, 1)]}, {"heads": [(0, 1)]}, {"heads": [(6, 0), (0, 1)]}, {"positions": "end"}):
-        with pytest.raises(ValueError):
-            joint.joint_changes(model, tokenizer, *SIDES, **({"heads": heads} | bad))
+    for groups, words in (([[(0, 8)]], "no head 8"), ([[(6, 0)]], "no layer 6"), ([[]], "no head"), ([], "no head")):
+        with pytest.raises(ValueError, match=words):
+            joint.trace_head_groups(model, tokenizer, *SIDES, groups)
     with pytest.raises(ValueError, match="no direction 'up'"):
         joint.joint_changes(model, tokenizer, *SIDES, heads, "up")
 
