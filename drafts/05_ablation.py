@@ -16,7 +16,7 @@
 #
 # **Time:** about 110 minutes, of which the computer needs about four. **To know before:** lessons 00 and 01.
 #
-# There are six exercises; in five of them you repair what a colleague left behind. As always, no exercise can stop you.
+# There are six exercises; in each you repair what a colleague left behind. As always, no exercise can stop you.
 
 # %% [markdown]
 # ## Set-up
@@ -73,7 +73,6 @@ def my_edit(layer, neurons, strength):
     ### STUB def function(activation):
     ### STUB     activation[:, :, neurons] = 0
     ### STUB     return activation
-    ### STUB
     ### STUB return "mlp_out", layer, function
     def function(activation):
         new = activation.clone()
@@ -580,7 +579,7 @@ print(f"the smallest of these sets: {share_of_all}" if count else f"none; the la
 print(
     f"refused on test: {share:.0%}, KL {beyond.kl:.2f}, perplexity {beyond.perplexity:.0f} (intact {table.perplexity.iloc[0]:.0f})"
 )
-print(f"on the prompts that chose the neurons: {refused_without('method', reach):.0%}")
+print(f"on the prompts that chose the neurons, for comparison: {refused_without('method', reach):.0%}")
 
 # %% [markdown]
 # Four counts are a coarse ruler; `helpers.dose.smallest_set` halves the gap until it is exact. What matters more stands behind the comma: whether the model is
@@ -588,8 +587,8 @@ print(f"on the prompts that chose the neurons: {refused_without('method', reach)
 #
 # ### And position 0?
 #
-# All this left the first token alone. Here is why. Take the twenty neurons that write most at position 0, put them to zero, at every position but
-# the first, and then at the first as well:
+# Our ablations of neurons leave the first token alone. Here is why. Take the twenty neurons that write most at position 0, and put them to zero: at every
+# position but the first, and then at the first as well.
 
 # %%
 from helpers.hooks import record
@@ -673,7 +672,7 @@ for dose in DOSES[1:]:
     edits[f"{dose:,} neurons, mean"] = dose_costs[dose], table["as low, of 20 random"][dose]
 twins, twin_odds = alike_in(real.activity)(ranking[:five_percent])[0], response.attrs["drawn"][five_percent]
 edits[f"{five_percent:,} random neurons"] = meter.measure(without(twins)), as_low(twin_odds[0], twin_odds)
-edits["four heads"] = meter.measure(heads_scaled(model, best_heads[:4])), as_low(four_heads, head_twins)
+edits["four heads, zero"] = meter.measure(heads_scaled(model, best_heads[:4])), as_low(four_heads, head_twins)
 edits[f"direction, layers {first}+"] = meter.measure(ablation_of(model, direction, first)), cut_as_low
 edits["direction, everywhere"] = meter.measure(ablate_direction(model, direction)), as_low(whole, whole_twins)
 edits["20 neurons, sink too"] = meter.measure(ablate_safety_neurons(model, sink_neurons, sink=True)), np.nan
@@ -714,7 +713,7 @@ from helpers.edit_plots import cost_plane
 
 plane["verdict"] = [verdict(row, plane.loc["intact"]) for _, row in plane.iterrows()]
 show(
-    cost_plane(plane, most_kl=0.5, intact=plane.refused["intact"]),
+    cost_plane(plane.drop("intact"), most_kl=0.5, intact=plane.refused["intact"]),
     alt="Edits in two panels, harmful requests refused over KL and over facts known. " + "; ".join(f"{name}: {row.refused:.0%}, KL {row.KL:.2f}, {row.verdict}" for name, row in plane.iterrows()) + ".",
     caption=f"{len(asked)} test requests. Hatched: more damage than we allow. Dotted: intact. The third cost, harmless and borderline requests refused: "
     + "; ".join(f"{name} {row['over-refused']:.0%}" for name, row in plane.iterrows()) + ".",
@@ -740,7 +739,8 @@ print(
 # {{exercise 05.5}}
 #
 # Sort an answer, a text, into `"broken"`, `"refusal"` (within its first ten words), `"late refusal"` (only after them), and `"answer"`. `classify_answer(text)` says `"broken"`
-# where nothing coherent was said; `is_refusal(text)` knows a refusal by its words.
+# where nothing coherent was said; `is_refusal(text)` knows a refusal by its words. What stands there now goes by **the first words alone**, and calls
+# everything else an answer.
 
 # %% exercise="05.5"
 from helpers.refusal import classify_answer, generate, is_refusal
@@ -1001,7 +1001,7 @@ show(
 pd.DataFrame(
     [
         ("Arditi et al. 2024: one direction, 13 open chat models", "erasing it prevents the refusal of harmful requests", f"layer {source}'s, from layer {first} on: {plane.refused['intact']:.0%} → {plane.refused[f'direction, layers {first}+']:.0%}, KL {plane.KL[f'direction, layers {first}+']:.2f}"),
-        ("Zhou et al. 2025: one head, Llama-2-7b-chat", "16 times as many harmful queries answered", f"four heads: {plane.refused['intact']:.0%} → {plane.refused['four heads']:.0%}, KL {plane.KL['four heads']:.2f}"),
+        ("Zhou et al. 2025: one head, Llama-2-7b-chat", "16 times as many harmful queries answered", f"four heads: {plane.refused['intact']:.0%} → {plane.refused['four heads, zero']:.0%}, KL {plane.KL['four heads, zero']:.2f}"),
         ("Qi et al. 2023: fine-tuning, GPT-3.5 Turbo", "10 adversarial examples suffice", f"{3 * STEPS} examples seen, {size:,} weights: {plane.refused['intact']:.0%} → {after['circuit'].refused.mean():.0%}"),
         ("Wei et al. 2024: safety-critical regions frozen", "cheap fine-tuning still removes safety", f"as many random weights instead: {after['random weights'].refused.mean():.0%}"),
     ],

@@ -60,26 +60,27 @@ def cost_plane(table: pd.DataFrame, *, most_kl: float, intact: float) -> Figure:
             along = np.log10(x) / 4.3 if column == "KL" else x / 1.12  # in widths of the panel
             for place, across in enumerate(_apart(along.to_numpy(), table.refused.to_numpy())):
                 spot = (x.iloc[place], table.refused.iloc[place])
-                ax.annotate(str(place + 1), spot, (across, 0), textcoords="offset points", size=9, va="center")
+                ax.annotate(str(place + 1), spot, (across, 7), textcoords="offset points", size=9, ha="center")
             ax.axhline(intact, color="#555555", linestyle=":", linewidth=1.4)
-            ax.set(xlabel=label, ylim=(-0.06, 1.06))
+            ax.set(xlabel=label, ylim=(-0.06, 1.1))
         axes[0].axvspan(
             most_kl, max(20, 1.5 * table.KL.max()), facecolor="#EEEEEE", hatch="//", edgecolor="#CCCCCC", zorder=0
         )
         axes[0].set(xscale="log", xlim=(7e-4, max(20, 1.5 * table.KL.max())), ylabel="harmful requests refused")
+        axes[0].xaxis.set_major_formatter("{x:g}")
         axes[1].set(xlim=(-0.04, 1.08))
         fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(VERDICTS))
-        words = "\n".join(f"{place}  {name}" for place, name in enumerate(table.index, 1))
+        words = "\n".join(f"{place:\u2007>2}  {name}" for place, name in enumerate(table.index, 1))
         axes[1].text(1.04, 1, words, transform=axes[1].transAxes, va="top", size=9, linespacing=1.5)
     return fig
 
 
 def _apart(x: np.ndarray, y: np.ndarray) -> list[int]:
-    """How far right of its point each label stands, in typographic points: labels at one place side by side."""
+    """How far right of its point each label stands, in typographic points: labels at one place stand side by side."""
     offsets, seen = [], []
     for a, b in zip(x.tolist(), y.tolist(), strict=True):
         near = sum(abs(a - c) < 0.04 and abs(b - d) < 0.04 for c, d in seen)
-        offsets.append(8 + 14 * near)
+        offsets.append(14 * near)
         seen.append((a, b))
     return offsets
 
