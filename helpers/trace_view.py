@@ -65,14 +65,25 @@ def _mean(values: np.ndarray) -> np.ndarray:
     return np.where(has.any(-1), np.nansum(values, -1) / np.maximum(has.sum(-1), 1), np.nan)
 
 
-class TraceView:
-    """Three sliders and a picture. names: what each pair is called (its topic, say); ticks: what each position is."""
+def together(*parts: Traced) -> Traced:
+    """Tracings of other places with the same pairs and direction, as one. Raises ValueError if those differ."""
+    first = parts[0]
+    for part in parts[1:]:
+        if part.direction != first.direction or not np.allclose(part.baseline, first.baseline, atol=1e-2):
+            raise ValueError("These tracings differ in their pairs, their score or their direction.")
+    places = [place for part in parts for place in part.places]
+    patched, control = np.concatenate([p.patched for p in parts]), np.concatenate([p.control for p in parts], 1)
+    return Traced(first.direction, places, patched, first.baseline, first.donor, control)
 
-    def __init__(self, traced: Sequence[Traced], names: Sequence[str], ticks: Sequence[str] | None = None):
+
+class TraceView:
+    """Three sliders and a picture. names: what each pair is called, its topic, say."""
+
+    def __init__(self, traced: Sequence[Traced], names: Sequence[str]):
         if not traced or len(names) != len(traced[0].baseline):
             pairs = len(traced[0].baseline) if traced else 0
             raise ValueError(f"There are {pairs} traced pairs and {len(names)} names: give each pair its own.")
-        self.traced, self.ticks, self._kept = list(traced), ticks, {}
+        self.traced, self._kept = list(traced), {}
         self.pairs = {MEAN: None} | {f"{i + 1}: {name}": i for i, name in enumerate(names)}
         self.components = list(dict.fromkeys(place.component for place in traced[0].places))
 
@@ -97,7 +108,7 @@ class TraceView:
             reach = max(1.0, max(float(np.nanmax(np.abs(grid))) for grid in found.values()))
             if measure == "refusal_change":
                 reach = 1.0
-            fig = two_maps(found, xlabel="place", colorbar=NAMES[measure], xticks=self.ticks or positions, yticks=layers, reach=reach)  # fmt: skip
+            fig = two_maps(found, xlabel="place", colorbar=NAMES[measure], xticks=positions, yticks=layers, reach=reach)  # fmt: skip
             with style():
                 buffer = io.BytesIO()
                 fig.savefig(buffer, format="png", bbox_inches="tight", facecolor="white", metadata={"Software": None})
@@ -129,12 +140,12 @@ class TraceView:
         return widgets.VBox([*sliders, image, words])
 
 
-def explore(traced: Sequence[Traced], names: Sequence[str], ticks: Sequence[str] | None = None) -> None:
+def explore(traced: Sequence[Traced], names: Sequence[str]) -> None:
     """Show the sliders in a notebook, and a line of text where widgets cannot be shown."""
     from IPython import get_ipython
     from IPython.display import display
 
-    view = TraceView(traced, names, ticks)
+    view = TraceView(traced, names)
     text = (
         f"[Sliders: one of {len(names)} pairs or their mean, the site, the measure. The figure below shows the mean.]"
     )

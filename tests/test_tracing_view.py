@@ -61,6 +61,18 @@ def test_the_sliders_turn_picture_and_words(traced):
         trace_view.TraceView(traced, ["a", "b"])
 
 
+def test_tracings_of_other_places_go_together(traced):
+    model, tokenizer, _ = load_glassbox("concentrated")
+    tracer = CausalTracer(model, tokenizer)
+    more = tracer.trace([p.harmful for p in PAIRS], [p.harmless for p in PAIRS], ["resid_pre"], "last", [1])
+    both = trace_view.together(traced[0], more[0])
+    assert np.array_equal(both.patched, np.concatenate([traced[0].patched, more[0].patched]), equal_nan=True)
+    assert trace_view.axes_of(both, "resid_pre") == ([1], [-1])
+    assert trace_view.axes_of(both, "attn_out")[0] == [0, 2, 4]
+    with pytest.raises(ValueError, match="differ in their pairs"):
+        trace_view.together(traced[0], more[1])
+
+
 def test_without_a_notebook_it_says_where_to_look(traced, capsys):
     trace_view.explore(traced, [p.topic for p in PAIRS])
     assert "one of 6 pairs or their mean" in capsys.readouterr().out
