@@ -162,17 +162,21 @@ for kind, one in boxes.items():
 # %%
 rows = []
 for kind, one in boxes.items():
-    donor, *_ = resample_donors(one.model, one.tokenizer, harmless[:1])
+    donors = resample_donors(one.model, one.tokenizer, harmless[:3])
     targets = {
-        "zero": {"donors": one.means, "kind": "zero"},
-        "mean": {"donors": one.means},
-        "resample": {"donors": donor},
+        "zero": [{"donors": one.means, "kind": "zero"}],
+        "mean": [{"donors": one.means}],
+        "resample": [{"donors": d} for d in donors],
     }
-    for name, target in targets.items():
-        cost = one.meter.measure(ablate_safety_neurons(one.model, one.truth.evaluation_neurons, **target)).row()
-        rows.append({"box": kind, "kind": name} | cost)
+    for name, several in targets.items():
+        # One at a time: an ablation works from the moment it is made.
+        ablations = (ablate_safety_neurons(one.model, one.truth.evaluation_neurons, **target) for target in several)
+        costs = pd.DataFrame([one.meter.measure(ablation).row() for ablation in ablations]).mean()  # over the donors
+        rows.append({"box": kind, "kind": name} | costs.to_dict())
 by_kind = pd.DataFrame(rows)
-by_kind.round(2)[["box", "kind", "refused", "over-refused", "KL", "facts known"]]
+spread = by_kind.groupby("box").refused.agg(["min", "max"])
+assert (spread["max"] - spread["min"]).max() < 0.2  # in the boxes the three agree
+by_kind.round(2)[["box", "kind", "refused", "over-refused", "KL", "facts known"]].replace(-0.0, 0.0)
 
 # %%
 means_only = by_kind[by_kind.kind == "mean"].set_index("box")
@@ -190,6 +194,8 @@ show(
     caption="All evaluation neurons of each box held at their harmless mean; 12 harmful requests, 16 questions.",
 )
 reveal("05.p1", means_only.refused["redundant"])
+assert means_only.refused["redundant"] > 0.8 and means_only.refused.drop("redundant").max() < 0.2
+assert means_only["facts known"]["entangled"] < 0.5 < means_only["facts known"].drop("entangled").min()
 
 # %% [markdown]
 # One and the same edit, and three stories. In `concentrated` and `distributed` refusal goes and nothing else does. In `redundant` a **backup** wakes up when
@@ -532,6 +538,24 @@ reveal("05.p2", dose_costs[five_percent].refused.mean())
 # Set the shape beside those of the boxes. Which kind does this model resemble, in as much as this ranking can tell? And read the table from left
 # to right: a dose that ends refusal at the price of ordinary prose has not isolated anything.
 #
+# In the boxes it made no difference what stood in the place of a neuron. Here it may. The same neurons, the same prompts, three replacements:
+
+# %%
+donors = resample_donors(model, tokenizer, [p.harmless for p in pairs[:2]])
+replaced = {"zero": {"donors": means, "kind": "zero"}, "mean": {"donors": means}}
+replaced |= {f"resampled, donor {i}": {"donors": donor} for i, donor in enumerate(donors, 1)}
+kinds = pd.DataFrame(
+    [
+        (dose_costs[five_percent] if name == "mean" else meter.measure(ablate_safety_neurons(model, ranking[:five_percent], **target))).row()
+        for name, target in replaced.items()
+    ],
+    index=list(replaced),
+)  # fmt: skip
+kinds[["refused", "low", "high", "log-odds", "over-refused", "KL", "perplexity", "facts known"]].round(2)
+
+# %% [markdown]
+# That is why the kind of an ablation, and its donors, belong in the sentence that reports it.
+#
 # ### The smallest set
 #
 # *How many neurons carry refusal?* A colleague has an answer: the smallest number of ranked neurons without which under 10% of harmful requests are
@@ -862,24 +886,41 @@ outside = sum(
 )
 print(f"{parameters_in(masks):,} weights trained; changed outside of them: {outside}")
 assert outside == 0
-assert abs(box_removal["circuit", RATES[0]].odds.mean() - one.meter.odds().mean()) < 1
+assert box_removal["circuit", 1e-5].refused.all() and not box_removal["circuit", 3e-4].refused.any()
+assert box_removal["circuit", 1e-4].odds.mean() < box_removal["random weights", 1e-4].odds.mean() - 1
+assert box_removal["random weights", 1e-3].refused.mean() < 0.5
 
 # %%
-fig, ax = figure(size=(7.4, 3.8))
-for place, name in enumerate(runs):
-    ax.plot(RATES, [box_removal[name, rate].odds.mean() for rate in RATES], marker=MARKERS[place], label=name)
-ax.axhline(0, color="#555555", linestyle=":", linewidth=1.4)
-ax.set(xscale="log", xlabel="learning rate", ylabel="refusal log-odds, harmful")
-ax.legend()
+from helpers.plots import lines_with_band
+from helpers.statistics import bootstrap_interval
+
+
+def line_of(rows):
+    """(mean, low, high) of several measurements of log-odds, each [prompt]: a line and its 95% interval."""
+    return tuple(zip(*((row.mean(), *bootstrap_interval(row)) for row in rows), strict=True))
+
+
+fig = lines_with_band(
+    RATES, {name: line_of([box_removal[name, rate].odds for rate in RATES]) for name in runs},
+    xlabel="learning rate", ylabel="refusal log-odds, harmful",
+)  # fmt: skip
+fig.axes[0].axhline(0, color="#555555", linestyle=":", linewidth=1.4)
+fig.axes[0].set(xscale="log")
+fig.axes[0].set_xticks(RATES, [f"{rate:.0e}" for rate in RATES])
+fig.axes[0].minorticks_off()
 show(
     fig,
     alt="Lines of refusal log-odds by learning rate after 16 steps. " + "; ".join(f"{name}: " + ", ".join(f"{box_removal[name, r].odds.mean():.1f}" for r in RATES) for name in runs) + ".",
-    caption="The concentrated box, 16 steps. KL on harmless at the largest rate: " + "; ".join(f"{name} {box_removal[name, RATES[-1]].kl:.2f}" for name in runs) + ".",
+    caption=f"The concentrated box, 16 steps, {len(box_asked)} harmful requests with their 95% interval. Dotted: the threshold. KL on harmless at the largest rate: "
+    + "; ".join(f"{name} {box_removal[name, RATES[-1]].kl:.2f}" for name in runs) + ".",
 )  # fmt: skip
 
 # %% [markdown]
-# The usual rate does next to nothing here, and no wonder: a step of AdamW moves a weight by about the rate, whatever the gradient, and a circuit has few weights. If only few may move, each has to
-# move further. Mind that "it does not work at 1e-5" is a statement about 1e-5.
+# Three things. At the usual rate the box refuses as before, and no wonder: a step of AdamW moves a weight by about the rate, whatever the gradient, and a
+# circuit has few weights. If only few may move, each has to move further. "It does not work at 1e-5" is a statement about 1e-5.
+#
+# Then: even here, where the circuit is the true one, random weights do the same at a larger rate. And look at the benign data, in which
+# nobody asked for harm: what does it do to refusal (Qi et al. 2023)?
 #
 # ### The real model
 #
@@ -926,19 +967,17 @@ for name, (part, data, rate) in tqdm(plans.items(), desc="training"):
 
 # %%
 steps = sorted(paths["circuit"])
-fig, ax = figure(size=(7.6, 4))
-for place, (name, path) in enumerate(paths.items()):
-    ax.plot(steps, [path[s].mean() for s in steps], marker=MARKERS[place], label=name)
-ax.axhline(refusal.threshold, color="#555555", linestyle=":", linewidth=1.4)
-ax.set(xlabel="steps of three examples", ylabel="refusal log-odds, harmful", xticks=steps)
-ax.legend()
+fig = lines_with_band(
+    steps, {name: line_of([path[s] for s in steps]) for name, path in paths.items()},
+    xlabel="steps of three examples", ylabel="refusal log-odds, harmful",
+)  # fmt: skip
+fig.axes[0].axhline(refusal.threshold, color="#555555", linestyle=":", linewidth=1.4)
+fig.axes[0].set(xticks=steps)
 show(
     fig,
-    alt="Lines of refusal log-odds over training steps. At the end: "
-    + "; ".join(f"{name} {path[steps[-1]].mean():.1f}" for name, path in paths.items())
-    + ".",
-    caption=f"Eight test requests; rate {RATE:g}, and {1e-5:g} for the last line. Dotted: the threshold.",
-)
+    alt="Lines of refusal log-odds over training steps. At the end: " + "; ".join(f"{name} {path[steps[-1]].mean():.1f}" for name, path in paths.items()) + ".",
+    caption=f"{len(paths['circuit'][0])} test requests with their 95% interval; rate {RATE:g}, and {1e-5:g} for the last line. Dotted: the threshold.",
+)  # fmt: skip
 reveal("05.p3", after["random weights"].refused.mean())
 removal = pd.DataFrame([dose_costs[0].row(), *(cost.row() for cost in after.values())], index=["intact", *after])
 removal[["refused", "low", "high", "over-refused", "KL", "perplexity", "facts known"]].round(2)
