@@ -398,6 +398,8 @@ fig = lines_with_band(
     xlabel="capacity C", ylabel="share right, held-out topics",
 )  # fmt: skip
 fig.axes[0].set(xscale="log")
+fig.axes[0].set_xticks(capacities, labels=[f"{c:g}" for c in capacities])
+fig.axes[0].minorticks_off()
 show(
     fig,
     alt="Lines over capacity. Harm: " + ", ".join(f"{r.accuracy:.2f}" for r in swept) + "; control: " + ", ".join(f"{r.control_accuracy:.2f}" for r in swept) + f"; difference of means {np.mean(mean_right):.2f}.",
@@ -543,16 +545,16 @@ for name, row in (
 # ## 8 · Who reads, who writes, on the real model
 #
 # Four directions at one layer: the probe's, the difference of means, the probe's *at the request's last token*, and harm erased by LEACE. The first three are
-# ablated at every write, as in lesson 01; erasure works at the one place that the probe reads.
+# ablated at the writes from four layers below on (lesson 01 showed what cutting further down breaks); erasure works at the one place that the probe reads.
 
 # %%
-from helpers.directions import covariance_directions, unit
-from helpers.hooks import ablate_direction
+from helpers.directions import ablation_of, covariance_directions, unit
 from helpers.prompts import load_paragraphs
 
 asked, calmly = [p.harmful for p in tests[::3]], [p.harmless for p in tests[::4]]
 cost = CostMeter(model, tokenizer, asked, calmly, load_paragraphs()[:2])
 middle = best if best < 0.8 * n_layers else int(tuned.accuracy[: int(0.8 * n_layers)].idxmax())
+first = middle - 4
 request_direction = fit_probe(at_request[[middle], :n], labels)[0][0]
 found = {
     "probe": unit(directions[middle]),
@@ -561,13 +563,13 @@ found = {
 }
 measured = {"intact": cost.measure()}
 for name, r in found.items():
-    measured[f"{name}, ablated"] = cost.measure(ablate_direction(model, r))
+    measured[f"{name}, ablated"] = cost.measure(ablation_of(model, r, first))
 eraser = leace(stream[middle, :n], labels, 0.1)
 measured["LEACE at one place"] = cost.measure(erase(model, "resid_pre", {middle: eraser}))
 everywhere = {at: leace(stream[at, :n], labels, 0.1) for at in range(1, n_layers)}
 measured["LEACE before every layer"] = cost.measure(erase(model, "resid_pre", everywhere))
 controls = covariance_directions(stream[middle, : n // 2], 20)
-control_odds = np.array([cost.odds(ablate_direction(model, r)).mean() for r in controls])
+control_odds = np.array([cost.odds(ablation_of(model, r, first)).mean() for r in controls])
 rows = [
     {"what": name, "log-odds": c.odds.mean(), "refused": c.refused.mean(), "KL": c.kl, "perplexity": c.perplexity}
     for name, c in measured.items()
@@ -684,29 +686,30 @@ def silenced(at, head):
 untouched = brief.odds()
 lost = {place: untouched - brief.odds(silenced(*place)) for place in top}
 spans = {place: bootstrap_interval(row) for place, row in lost.items()}
-fig, ax = figure(size=(6.4, 4))
-reads = [float(heads.accuracy[place]) for place in top]
+fig, ax = figure(size=(7, 4.6))
 middles = np.array([lost[place].mean() for place in top])
 ax.errorbar(
-    reads,
     middles,
-    np.abs(np.array(list(spans.values())).T - middles),
+    range(count),
+    xerr=np.abs(np.array(list(spans.values())).T - middles),
     fmt="o",
     color=HARMFUL,
     ecolor=CONTROL,
     capsize=3,
 )
-ax.axhline(0, color="#999999", linewidth=1, zorder=0)
-ax.set(xlabel="read: probe right, held-out topics", ylabel="write: refusal log-odds lost")
+ax.axvline(0, color="#999999", linewidth=1, zorder=0)
+ax.set_yticks(range(count), labels=[f"layer {at}, head {h}: reads {heads.accuracy[at, h]:.0%}" for at, h in top])
+ax.invert_yaxis()
+ax.set(xlabel="refusal log-odds lost without it")
 idle = [place for place in top if spans[place][0] <= 0 <= spans[place][1]]
 show(
     fig,
-    alt="Scatter plot of the best reading heads, log-odds lost without each against how well it reads. " + "; ".join(f"head {h} of layer {at}: {heads.accuracy[at, h]:.2f}, {lost[at, h].mean():+.2f}" for at, h in top[:6]) + ".",
+    alt="The best reading heads, and the log-odds lost without each. " + "; ".join(f"head {h} of layer {at}: {heads.accuracy[at, h]:.2f}, {lost[at, h].mean():+.2f}" for at, h in top[:6]) + ".",
     caption=f"One mark a head, {len(brief.harmful)} harmful test requests, which start at {untouched.mean():.1f}; 95% intervals. For {len(idle)} of {count} heads the interval holds zero.",
 )  # fmt: skip
 
 # %%
-alphas = (0, 2, 4, 8)
+alphas = (0, 0.5, 1, 2)
 dose = [gentle.odds(steer_heads(model, heads, top, a)).mean() for a in alphas]
 draws = [heads.random(count, exclude=top, seed=s) for s in range(20)]
 chance = np.array(
@@ -722,7 +725,7 @@ costs = {a: cost.measure(steer_heads(model, heads, top, a)) for a in alphas[1:]}
 show(
     fig,
     alt="Line of harmless requests' refusal log-odds by alpha: " + ", ".join(f"{a}: {v:.1f}" for a, v in zip(alphas, dose, strict=True)) + f"; random heads at the largest: {chance[-1].min():.1f} to {chance[-1].max():.1f}.",
-    caption=f"{len(calmly)} harmless test requests, {count} heads. What it costs: " + "; ".join(f"α = {a}: KL {c.kl:.2f}, perplexity {c.perplexity:.0f}" for a, c in costs.items()) + f" (intact {measured['intact'].perplexity:.0f}). The band is measured at α = 0, 4 and 8.",
+    caption=f"{len(calmly)} harmless test requests, {count} heads. What it costs: " + "; ".join(f"α = {a}: KL {c.kl:.2f}, perplexity {c.perplexity:.0f}" for a, c in costs.items()) + f" (intact {measured['intact'].perplexity:.0f}). The band is measured at α = 0, 1 and 2.",
 )  # fmt: skip
 print("The best readers do more than all random draws at the largest dose:", bool(dose[-1] > chance[-1].max()))
 
