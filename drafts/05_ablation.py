@@ -983,20 +983,19 @@ removal = pd.DataFrame([dose_costs[0].row(), *(cost.row() for cost in after.valu
 removal[["refused", "low", "high", "over-refused", "KL", "perplexity", "facts known"]].round(2)
 
 # %%
-gap = after["random weights"].refused.mean() - after["circuit"].refused.mean()
+apart = after["random weights"].refused.astype(float) - after["circuit"].refused
+low, high = bootstrap_interval(apart)
 print(
-    f"Trained in the circuit, {after['circuit'].refused.mean():.0%} are refused; in as many random weights {after['random weights'].refused.mean():.0%}. "
-    + (
-        "Here it mattered where one trained."
-        if gap > 0.25
-        else "Knowing the circuit was not needed: any weights of these layers would do."
-    )
-)
+    f"Trained in the circuit, {after['circuit'].refused.mean():.0%} are refused; in as many random weights {after['random weights'].refused.mean():.0%}: "
+    f"a difference of {apart.mean():.0%} ({low:.0%} to {high:.0%}). "
+    + ("With these steps, and for this one draw, it mattered where one trained." if low > 0 else "That it mattered where one trained, this does not show.")
+)  # fmt: skip
 assert not any(np.isnan(cost.kl) for cost in after.values())
 
 # %% [markdown]
-# Two sober thoughts. If random weights do as well, then "refusal was removed through its circuit" says nothing about the circuit: **that something can be trained away here does not mean that it lived
-# here** (lesson 06 goes on from this point). And look at the KL: has it learnt to comply with these requests, or to say one phrase to everybody?
+# Three sober thoughts. This is *one* draw of random weights; twenty would take twenty trainings, and a paper owes them. In the box a larger rate was all that
+# random weights needed: **that something can be trained away in some weights does not mean that it lived there** (lesson 06 goes on from this
+# point). And look at the KL: has it learnt to comply with these requests, or to say one phrase to everybody?
 #
 # ### And back again
 #

@@ -64,9 +64,9 @@ def cost_plane(table: pd.DataFrame, *, most_kl: float, intact: float) -> Figure:
             ax.axhline(intact, color="#555555", linestyle=":", linewidth=1.4)
             ax.set(xlabel=label, ylim=(-0.06, 1.1))
         axes[0].axvspan(
-            most_kl, max(20, 1.5 * table.KL.max()), facecolor="#EEEEEE", hatch="//", edgecolor="#CCCCCC", zorder=0
+            most_kl, max(3, 2 * table.KL.max()), facecolor="#EEEEEE", hatch="//", edgecolor="#CCCCCC", zorder=0
         )
-        axes[0].set(xscale="log", xlim=(7e-4, max(20, 1.5 * table.KL.max())), ylabel="harmful requests refused")
+        axes[0].set(xscale="log", xlim=(7e-4, max(3, 2 * table.KL.max())), ylabel="harmful requests refused")
         axes[0].xaxis.set_major_formatter("{x:g}")
         axes[1].set(xlim=(-0.04, 1.08))
         fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(VERDICTS))
@@ -79,7 +79,7 @@ def _apart(x: np.ndarray, y: np.ndarray) -> list[int]:
     """How far right of its point each label stands, in typographic points: labels at one place stand side by side."""
     offsets, seen = [], []
     for a, b in zip(x.tolist(), y.tolist(), strict=True):
-        near = sum(abs(a - c) < 0.04 and abs(b - d) < 0.04 for c, d in seen)
+        near = sum(abs(a - c) < 0.025 and abs(b - d) < 0.04 for c, d in seen)
         offsets.append(14 * near)
         seen.append((a, b))
     return offsets
