@@ -400,8 +400,8 @@ for name, values in maps.items():
     )  # fmt: skip
 
 # %% [markdown]
-# Read both maps along a row. The axis is one and the same; what is written on it low in the model and what is written high are two things. Cut too
-# late, and refusal has been decided already.
+# Read both maps along a row, from left to right. Where the damage goes and refusal stays down, the axis has two uses: low in the model it
+# serves something else. Where refusal comes back, the cut comes too late: it has been decided already.
 #
 # **The control**, as in lesson 01: twenty directions drawn from how harmless prompts vary before that very layer, cut at the same places. And
 # the other way round: the difference of means *added* before one layer, while the model reads plain requests.
@@ -630,6 +630,8 @@ for sink, cost in sink_costs.items():
     print(
         f"20 neurons zeroed, position 0 {'too' if sink else 'left alone'}: KL {cost.kl:.2f}, refused {cost.refused.mean():.0%} of {len(cost.refused)} validation requests"
     )
+
+assert sink_costs[True].kl > sink_costs[False].kl
 
 # %% [markdown]
 # The sink is where attention goes when it has nowhere to go. Most heads lean on it, and it looks the same in every prompt. An ablation that reaches it is an
@@ -1021,7 +1023,7 @@ returned[["refused", "low", "high", "over-refused", "KL", "perplexity", "facts k
 
 # %%
 show(
-    bars([str(n) for n in back], {"harmful refused": returned.refused.tolist(), "harmless and borderline refused": returned["over-refused"].tolist()}, ylabel="share refused", ylim=(0, 1.15),
+    bars([f"{n} pair{'s' * (n != 1)}" for n in back], {"harmful refused": returned.refused.tolist(), "harmless and borderline refused": returned["over-refused"].tolist()}, ylabel="share refused", ylim=(0, 1.15),
          colors={"harmful refused": HARMFUL, "harmless and borderline refused": HARMLESS},
          intervals={"harmful refused": (returned.low.tolist(), returned.high.tolist())}),
     alt="Bars of refusal by the number of pairs that brought it back. " + "; ".join(f"{n}: harmful {row.refused:.0%}, harmless {row['over-refused']:.0%}" for n, row in returned.iterrows()) + ".",
