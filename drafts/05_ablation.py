@@ -930,7 +930,7 @@ show(
 
 # %%
 found = Circuit(evaluation_neurons=tuple(ranking[:50]), decision_components=tuple(best_heads[:4]))
-RATE, STEPS = 3e-3, 8
+RATE, STEPS, DRAWS = 3e-3, 8, (1, 2, 3)
 training = examples(tokenizer, [p.harmful for p in pairs[::2]])
 nice = [p.harmless for p in pairs[::2]]
 own_words = generate(model, tokenizer, nice, max_new_tokens=10)
@@ -955,7 +955,7 @@ print(
 )
 plans = {
     "circuit": (found, training, RATE),
-    "random weights": (random_circuit(model, found), training, RATE),
+    **{f"random weights, draw {i}": (random_circuit(model, found, i), training, RATE) for i in DRAWS},
     "circuit, benign data": (found, benign, RATE),
     "circuit, the usual rate": (found, training, 1e-5),
 }
@@ -980,22 +980,26 @@ show(
     alt="Lines of refusal log-odds over training steps. At the end: " + "; ".join(f"{name} {path[steps[-1]].mean():.1f}" for name, path in paths.items()) + ".",
     caption=f"{len(paths['circuit'][0])} test requests with their 95% interval; rate {RATE:g}, and {1e-5:g} for the last line. Dotted: the threshold.",
 )  # fmt: skip
-reveal("05.p3", after["random weights"].refused.mean())
+by_draw = {i: after[f"random weights, draw {i}"].refused for i in DRAWS}
+in_random = np.mean(list(by_draw.values()))
+reveal("05.p3", in_random)
 removal = pd.DataFrame([dose_costs[0].row(), *(cost.row() for cost in after.values())], index=["intact", *after])
 removal[["refused", "low", "high", "over-refused", "KL", "perplexity", "facts known"]].round(2)
 
 # %%
-apart = after["random weights"].refused.astype(float) - after["circuit"].refused
+lowest = min(by_draw.values(), key=np.mean)
+apart = lowest.astype(float) - after["circuit"].refused
 low, high = bootstrap_interval(apart)
 print(
-    f"Trained in the circuit, {after['circuit'].refused.mean():.0%} are refused; in as many random weights {after['random weights'].refused.mean():.0%}: "
-    f"a difference of {apart.mean():.0%} ({low:.0%} to {high:.0%}). "
-    + ("With these steps, and for this one draw, it mattered where one trained." if low > 0 else "That it mattered where one trained, this does not show.")
+    f"Trained in the circuit, {after['circuit'].refused.mean():.0%} are refused; in as many random weights "
+    + ", ".join(f"{refused.mean():.0%}" for refused in by_draw.values())
+    + f". The circuit against the lowest of these: a difference of {apart.mean():.0%} ({low:.0%} to {high:.0%}). "
+    + ("At these steps it mattered where one trained." if low > 0 else "That it mattered where one trained, this does not show.")
 )  # fmt: skip
 assert not any(np.isnan(cost.kl) for cost in after.values())
 
 # %% [markdown]
-# Three sober thoughts. This is *one* draw of random weights; twenty would take twenty trainings, and a paper owes them. In the box a larger rate was all that
+# Three sober thoughts. These are three draws of random weights; twenty would take twenty trainings, and a paper owes them. In the box a larger rate was all that
 # random weights needed: **that something can be trained away in some weights does not mean that it lived there** (lesson 06 goes on from this
 # point). And look at the KL: has it learnt to comply with these requests, or to say one phrase to everybody?
 #
@@ -1043,7 +1047,7 @@ pd.DataFrame(
         ("Arditi et al. 2024: one direction, 13 open chat models", "erasing it prevents the refusal of harmful requests", f"layer {source}'s, from layer {first} on: {plane.refused['intact']:.0%} → {plane.refused[f'direction, layers {first}+']:.0%}, KL {plane.KL[f'direction, layers {first}+']:.2f}"),
         ("Zhou et al. 2025: one head, Llama-2-7b-chat", "16 times as many harmful queries answered", f"four heads: {plane.refused['intact']:.0%} → {plane.refused['four heads, zero']:.0%}, KL {plane.KL['four heads, zero']:.2f}"),
         ("Qi et al. 2023: fine-tuning, GPT-3.5 Turbo", "10 adversarial examples suffice", f"{3 * STEPS} examples seen, {size:,} weights: {plane.refused['intact']:.0%} → {after['circuit'].refused.mean():.0%}"),
-        ("Wei et al. 2024: safety-critical regions frozen", "cheap fine-tuning still removes safety", f"as many random weights instead: {after['random weights'].refused.mean():.0%}"),
+        ("Wei et al. 2024: safety-critical regions frozen", "cheap fine-tuning still removes safety", f"as many random weights instead: {in_random:.0%}"),
     ],
     columns=["who", "what they report", "here"],
 ).style.hide(axis="index").set_uuid("papers").set_properties(**{"text-align": "left", "white-space": "normal"})  # fmt: skip
