@@ -30,7 +30,7 @@ import torch
 from helpers.checks import check, hint  # noqa: F401 (hint is for you)
 from helpers.glassbox import KINDS, glassbox_prompts, load_glassbox, score
 from helpers.models import dims_of, layers_of, load_model
-from helpers.plots import bars, figure, heatmap, lines_with_band, show
+from helpers.plots import bars, heatmap, lines_with_band, show
 from helpers.quiz import quiz, reveal
 
 model, tokenizer = load_model("smollm2-135m-refusal")  # the one that says no
@@ -114,31 +114,36 @@ assert before > 0.9 and max(carried) < 0.1
 #
 # Below, each cell is one exchange, averaged over 32 pairs. Left, something harmless is put into a harmful run, and the cell says how
 # much of the refusal **goes**. Right, something harmful is put into a harmless run, and the cell says how much **comes**. 1 means: as
-# much as if the whole prompt had been exchanged. A dot marks cells whose 95% interval over pairs lies above 0.
+# much as if the whole prompt had been exchanged. A dot marks cells whose 95% interval over pairs lies above 0.02.
 
 # %%
-from helpers.trace_plots import TITLES, corner, grid_of, lines_by_layer, two_maps
+from helpers.trace_plots import COMPONENTS, TITLES, corner, grid_of, lines_by_layer, two_maps
 from helpers.tracing import CRITICAL, DIRECTIONS, CausalTracer, refusal_change
 
 box_tracer = CausalTracer(box, box_tokenizer)
 box_map = box_tracer.trace_safety_circuit(*box_sides, ["resid_pre", "attn_out", "mlp_out"], positions="map")
 
 
-def maps_of(table, component, value="share_of_gap", low="share_low", columns="position"):
-    """Both directions of one component as grids, and where the interval lies above 0."""
+def maps_of(table, component, columns="position", line=0.02):
+    """Both directions of one component's share of the gap as grids, and where the interval lies above a line."""
     chosen = table[table.component == component]
-    grids = {TITLES[d]: grid_of(chosen, d, value, columns).to_numpy() for d in DIRECTIONS}
-    above = {TITLES[d]: grid_of(chosen, d, low, columns).to_numpy() > 0.02 for d in DIRECTIONS}
+    grids = {TITLES[d]: grid_of(chosen, d, "share_of_gap", columns).to_numpy() for d in DIRECTIONS}
+    above = {TITLES[d]: grid_of(chosen, d, "share_low", columns).to_numpy() > line for d in DIRECTIONS}
     return grids, above
 
 
-def largest(table, count=3):
+def short(direction):
+    """A direction's name without its question."""
+    return TITLES[direction].split(":")[0]
+
+
+def largest(table, count=2):
     """The largest effects of each direction, in words."""
     words = []
     for direction in DIRECTIONS:
         top = table[table.direction == direction].nlargest(count, "share_of_gap")
-        places = [f"{r.component} {r.layer} at {r.position} {r.share_of_gap:.2f} ({r.share_low:.2f} to {r.share_high:.2f})" for r in top.itertuples()]  # fmt: skip
-        words.append(f"{TITLES[direction].split(':')[0]}: " + ", ".join(places))
+        places = [f"{COMPONENTS[r.component]} {r.layer} at {r.position}: {r.share_of_gap:.2f} ({r.share_low:.2f} to {r.share_high:.2f})" for r in top.itertuples()]  # fmt: skip
+        words.append(f"{short(direction)} " + ", ".join(places))
     return "; ".join(words)
 
 
@@ -221,8 +226,7 @@ box_heads = box_tracer.trace_safety_circuit(*box_sides, ["heads"])
 wide = box_heads.pivot_table(index=["layer", "unit"], columns="direction", values="refusal_change")[list(DIRECTIONS)]
 in_truth = {place: name for name in ("detection_heads", "decision_components", "decoy_heads") for place in getattr(truth, name)}  # fmt: skip
 wide["in truth"] = [in_truth.get(place, "") for place in wide.index]
-named = wide[wide["in truth"] != ""].round(2)
-named
+wide[wide["in truth"] != ""].round(2).replace(-0.0, 0.0)
 
 # %%
 (decider,) = truth.decision_components
@@ -287,12 +291,12 @@ changes = refusal_change(traced_heads.patched, traced_heads.baseline, DIRECTIONS
 sorts = ["object", "verb"]
 by_sort = pd.DataFrame(
     [
-        {"head": f"{place.layer}.{place.unit}", **{f"the {s} differs": row[[p.changed == s for p in box_pairs]].mean() for s in sorts}, "all": row.mean()}
+        {"layer.head": f"{place.layer}.{place.unit}", **{f"the {s} differs": row[[p.changed == s for p in box_pairs]].mean() for s in sorts}, "all": row.mean()}
         for place, row in zip(traced_heads.places, changes, strict=True) if (place.layer, place.unit) in truth.detection_heads
     ]
 )  # fmt: skip
 assert by_sort.iloc[:, 1:3].to_numpy().max() > 0.9
-by_sort.round(2)
+by_sort.round(2).replace(-0.0, 0.0)
 
 # %% [markdown]
 # Each is everything for one kind of pair and nothing for the other: one reads verbs, one reads objects. The third reads permit words, in which these
@@ -316,9 +320,9 @@ paths = {
 on_paths = double_tracer.trace_safety_circuit(*box_sides, ["neurons"], neurons=paths)
 by_path = {d: on_paths[on_paths.direction == d].set_index("unit") for d in DIRECTIONS}
 show(
-    bars(list(paths), {TITLES[d]: by_path[d].refusal_change[list(paths)] for d in DIRECTIONS}, ylabel="refusal change",
-         intervals={TITLES[d]: (by_path[d].low[list(paths)], by_path[d].high[list(paths)]) for d in DIRECTIONS}, fmt="{:.2f}", ylim=(0, 1.2)),
-    alt="Bars of refusal change by group of neurons, " + "; ".join(f"{TITLES[d].split(':')[0]}: " + ", ".join(f"{n} {by_path[d].refusal_change[n]:.2f}" for n in paths) for d in DIRECTIONS) + ".",
+    bars(list(paths), {TITLES[d]: by_path[d].refusal_change[list(paths)].round(2) + 0.0 for d in DIRECTIONS}, ylabel="refusal change",
+         intervals={TITLES[d]: (by_path[d].low[list(paths)].round(2) + 0.0, by_path[d].high[list(paths)].round(2) + 0.0) for d in DIRECTIONS}, fmt="{:.2f}", ylim=(0, 1.2)),
+    alt="Bars of refusal change by group of neurons, " + "; ".join(f"{short(d)}: " + ", ".join(f"{n} {by_path[d].refusal_change[n]:.2f}" for n in paths) for d in DIRECTIONS) + ".",
     caption="The box `redundant`, 32 test pairs, evaluation neurons at the last token.",
 )  # fmt: skip
 still = float(by_path[DIRECTIONS[0]].patched_refusal["main path"])
@@ -380,7 +384,7 @@ few = sorted({*members, *double_truth.decoy_heads})
 places = [every_head.index(head) for head in few]
 names = [f"{layer}.{head}" for layer, head in few]
 show(
-    heatmap(joint[np.ix_(places, places)], xlabel="head", ylabel="head", xticks=names, yticks=names, limits=(0, 1),
+    heatmap(joint[np.ix_(places, places)].round(2) + 0.0, xlabel="head", ylabel="head", xticks=names, yticks=names, limits=(0, 1),
             colorbar="refusal change", fmt="{:.1f}", title="Two heads at once"),
     alt="Heat map of the refusal change when two heads of the redundant box are exchanged together. Pairs that act only together: " + ", ".join(f"{a[0]}.{a[1]} with {b[0]}.{b[1]}" for a, b in found) + ".",
     caption="The box `redundant`, harmless into harmful, 16 test pairs; layer.head. On the diagonal each head alone. Decoys are among them, and do nothing.",
@@ -527,7 +531,7 @@ def crossing(direction):
 for direction in DIRECTIONS:
     grid = grid_of(stream_table, direction, "share_of_gap")
     middle = grid["words after"].idxmax()
-    print(f"{TITLES[direction].split(':')[0]}: the last token carries more than the differing words from layer {crossing(direction)} on; "
+    print(f"{short(direction)}: the last token carries more than the differing words from layer {crossing(direction)} on; "
           f"the words after them carry most before layer {middle} ({grid['words after'][middle]:.2f})")  # fmt: skip
 top, bottom = (grid_of(stream_table, DIRECTIONS[1], "share_of_gap").iloc[i] for i in (-1, 0))
 assert bottom["differing words"] > 0.9 > 0.1 > abs(bottom[-1]) and top[-1] > 0.7
@@ -543,8 +547,9 @@ assert bottom["differing words"] > 0.9 > 0.1 > abs(bottom[-1]) and top[-1] > 0.7
 # %%
 for component, name in (("attn_out", "attention"), ("mlp_out", "MLP")):
     grids, above = maps_of(part_table, component)
+    most = max(float(np.abs(grid).max()) for grid in grids.values())
     show(
-        two_maps(grids, sure=above, xlabel="place", colorbar="share of the gap", title=f"The real model: {name}",
+        two_maps(grids, sure=above, xlabel="place", colorbar="share of the gap", title=f"The real model: {name}", reach=most,
                  xticks=["differing words", "words after", "last token"]),
         alt=f"Two maps of the real model's {name} by layer and place. " + largest(part_table[part_table.component == component]) + ".",
         caption="Largest: " + largest(part_table[part_table.component == component]) + ".",
@@ -567,13 +572,14 @@ show(
 )  # fmt: skip
 needed_most, enough_most = (float(peak[d].share_of_gap.max()) for d in DIRECTIONS)
 print(f"The largest single part at the last token: needed {needed_most:.2f}, enough {enough_most:.2f}")
-print("Sum over all parts at the last token:", {TITLES[d].split(":")[0]: round(float(at_last[at_last.direction == d].share_of_gap.sum()), 2) for d in DIRECTIONS})  # fmt: skip
+print("Sum over all parts at the last token:", {short(d): round(float(at_last[at_last.direction == d].share_of_gap.sum()), 2) for d in DIRECTIONS})  # fmt: skip
 reveal("02.p3", enough_most)
 
 # %% [markdown]
-# Look at the sums. If parts simply added up, both would be near 1. Far below 1 on the left and above on the right is what **parts that stand in for each
-# other** look like: take one harmful part away and the rest still refuses, while each alone brings a good deal. (Log-odds also bend near their
-# ends, and parts feed each other; so take it as a hint, and test it. We will.)
+# Look at the sums. They need not be 1: whoever hands on what another one brought is counted again. But both directions count the same parts, so in a
+# model without backups or partners the two sums would be alike. A smaller sum on the left is what **parts that stand in for each other** look like: take
+# one harmful part away and the rest still refuses, while each alone brings a good deal. (Log-odds also bend between their ends; so take it as a hint, and
+# test it. We will.)
 #
 # ### The peaks again, with the whole score and a control
 #
@@ -625,16 +631,16 @@ print(
 # Which heads bring the news? They are **ranked on the method topics**, and reported on the test topics: of 270 heads some will look good by luck.
 
 # %%
-method = equal_length(tokenizer, load_pairs("method"))[::10][:12]
+method = equal_length(tokenizer, load_pairs("method"))[::7][:12]
 method_heads = quick.trace_safety_circuit([p.harmful for p in method], [p.harmless for p in method], ["heads"])
-grids, above = maps_of(method_heads, "heads", columns="unit")
+grids, above = maps_of(method_heads, "heads", "unit", line=0)
 most = float(max(np.abs(g).max() for g in grids.values()))
 ranking = method_heads[method_heads.direction == DIRECTIONS[1]].sort_values("share_of_gap", ascending=False)
 leaders = [(int(r.layer), int(r.unit)) for r in ranking.itertuples()]
 show(
     two_maps(grids, sure=above, xlabel="head", colorbar="share of the gap", reach=most, title="The real model: heads at the last token"),
     alt="Two maps of the real model's heads by layer. The first five from harmful into harmless: " + ", ".join(f"{r.layer}.{r.unit} {r.share_of_gap:.2f}" for r in ranking[:5].itertuples()) + ".",
-    caption=f"{len(method)} method pairs; mind the scale, which ends at {most:.2f}. First five (layer.head, 95% interval): " + ", ".join(f"{r.layer}.{r.unit} {r.share_of_gap:.2f} ({r.share_low:.2f} to {r.share_high:.2f})" for r in ranking[:5].itertuples()) + ".",
+    caption=f"{len(method)} method pairs; mind the scale, which ends at {most:.2f}. Dots: the interval lies above 0, as it would by chance in about one cell of 40. First five (layer.head, 95% interval): " + ", ".join(f"{r.layer}.{r.unit} {r.share_of_gap:.2f} ({r.share_low:.2f} to {r.share_high:.2f})" for r in ranking[:5].itertuples()) + ".",
 )  # fmt: skip
 
 # %% [markdown]
@@ -643,7 +649,9 @@ show(
 
 # %%
 from helpers.joint import trace_head_groups
+from helpers.statistics import bootstrap_interval
 from helpers.sweep import first_tokens
+from helpers.trace_plots import lines_of_groups
 
 counts, rng = [1, 2, 4, 8, 16, 32], np.random.default_rng(0)
 n_heads = dims_of(model).n_heads
@@ -661,53 +669,44 @@ def other_heads(chosen):
 
 sets = [leaders[:k] for k in counts]
 random_sets = [other_heads(chosen) for chosen in sets for _ in range(20)]
-fig, axes = figure(1, 2, size=(10.5, 3.9), sharey=True)
-in_groups = {}
-for ax, direction in zip(axes, DIRECTIONS, strict=True):
+in_groups, extra = {}, {}
+for direction in DIRECTIONS:
     one = trace_head_groups(
         model,
         tokenizer,
         *sides,
-        [*sets, *[[h] for h in leaders[:8]], *random_sets],
+        [*sets, *[[head] for head in leaders[:8]], *random_sets],
         direction,
         score=first_tokens(refusal),
     )
     shares = np.array([share(row, one.baseline, one.donor) for row in one.patched])
-    group, alone, chance = shares[:6], shares[6:14], shares[14:].reshape(6, 20)
-    in_groups[direction] = group, alone, chance
-    ax.fill_between(
-        counts,
-        chance.min(1),
-        chance.max(1),
-        facecolor="#E4E4E4",
-        edgecolor="#AAAAAA",
-        hatch="..",
-        linewidth=0,
-        label="20 random sets",
-    )
-    ax.plot(counts, group, marker="o", linestyle="-", label="together")
-    ax.plot(counts[:4], np.cumsum(alone)[[0, 1, 3, 7]], marker="s", linestyle="--", label="one at a time, added up")
-    ax.set(xscale="log", xlabel="heads exchanged", title=TITLES[direction])
-    ax.set_xticks(counts, counts)
-    ax.minorticks_off()
-axes[0].set(ylabel="share of the gap")
-axes[0].legend(loc="upper left")
+    in_groups[direction] = shares[:6], np.cumsum(shares[6:14])[[0, 1, 3, 7]], shares[14:].reshape(6, 20)
+    moved = (one.patched - one.baseline) / np.mean(one.donor - one.baseline)  # [group, pair]
+    extra[direction] = moved[3] - moved[6:14].sum(0)  # eight together less eight added up, for each pair
 show(
-    fig,
-    alt="Lines of the share of the gap by the number of heads exchanged together. " + "; ".join(f"{TITLES[d].split(':')[0]}: " + ", ".join(f"{k} heads {v:.2f}" for k, v in zip(counts, g, strict=True)) for d, (g, _, _) in in_groups.items()) + ".",
-    caption=f"{len(pairs)} test pairs, heads ranked on method pairs, last token only. Random: from the same layers.",
+    lines_of_groups(counts, {TITLES[d]: rows for d, rows in in_groups.items()}, ylabel="share of the gap"),
+    alt="Lines of the share of the gap by the number of heads exchanged together. " + "; ".join(f"{short(d)}: " + ", ".join(f"{k} heads {v:.2f}" for k, v in zip(counts, g, strict=True)) for d, (g, _, _) in in_groups.items()) + ".",
+    caption=f"{len(pairs)} test pairs, heads ranked on method pairs, last token only. Random: from the same layers. "
+    + "; ".join(f"{short(d)}, 8 random heads {c[3].min():.2f} to {c[3].max():.2f}" for d, (_, _, c) in in_groups.items()) + ".",
 )  # fmt: skip
-for direction, (group, alone, chance) in in_groups.items():
-    print(f"{TITLES[direction].split(':')[0]}: the first 8 together {group[3]:.2f}, added up {alone.sum():.2f}, random {chance[3].min():.2f} to {chance[3].max():.2f}")  # fmt: skip
-(left, left_alone, _), (right, right_alone, _) = (in_groups[d] for d in DIRECTIONS)
-more = {"together they do more than added up: they stand in for each other": left[3] > 1.2 * left_alone.sum(),
-        "together they do about as much as added up": 0.8 <= left[3] / left_alone.sum() <= 1.2}  # fmt: skip
-print(
-    "Harmless into harmful:",
-    next((text for text, holds in more.items() if holds), "together they do less than added up"),
-)
+more = {}
+for direction, (group, added, _) in in_groups.items():
+    low, high = bootstrap_interval(extra[direction])
+    more[direction] = "more" if low > 0 else "less" if high < 0 else "as much"
+    print(f"{short(direction)}: the first 8 together {group[3]:.2f}, added up {added[3]:.2f}; difference {extra[direction].mean():+.2f} ({low:+.2f} to {high:+.2f}), n = {len(pairs)}")  # fmt: skip
+left, right = (more[d] for d in DIRECTIONS)
+readings = {
+    ("more", "more"): "Together they do more both ways. They stand in for each other, and they need each other: no table of single heads shows this group.",
+    ("more", "as much"): "Together they are needed more than their sum: they stand in for each other.",
+    ("more", "less"): "Needed more than their sum, enough with less: they stand in for each other (OR).",
+    ("as much", "more"): "Together they are enough for more than their sum: they need each other.",
+    ("less", "more"): "Enough for more than their sum, needed less: they need each other (AND).",
+}  # fmt: skip
+print(readings.get((left, right), "No sign here that heads stand in for each other, or need each other."))
 
 # %% [markdown]
+# Whatever it says: the gap between the two lines is what a table of single heads could never have told you.
+#
 # ## 6 · Noise instead of a twin
 #
 # Causal tracing became famous with another way to break a run (ROME, Meng et al. 2022): add **Gaussian noise** to the embeddings of the subject, three times
@@ -735,7 +734,7 @@ def my_noise(entering, request, scale, generator):
 noisy = check("02.6", my_noise)
 
 # %% [markdown]
-# What had the colleague done? Compare three runs of a few harmful requests: intact, your noise, and theirs. Beside the log-odds, how sure the model is of *any* next token.
+# What had the colleague done? Compare three runs of a few harmful requests: intact, your noise, and theirs. How far does the next token move, and what is left of the refusal?
 
 # %%
 from helpers.hooks import edit
@@ -750,8 +749,8 @@ before_request = template_ends(tokenizer)[0]
 
 
 @torch.no_grad()
-def kl_to_intact(prompt, disturb, seed=0):
-    """How far the next token's distribution moves, in nats, and its largest probability."""
+def moved_by(prompt, disturb, seed=0):
+    """How far the next token's distribution moves from the intact run, in nats; and P(a refusal's first token)."""
     ids = tokenize(tokenizer, chat_text(tokenizer, [prompt]))[0]
     request = torch.zeros(len(ids), dtype=torch.bool)
     request[before_request:-after] = True
@@ -769,7 +768,7 @@ def kl_to_intact(prompt, disturb, seed=0):
 
 runs = {"intact": lambda x, *_: x, "noise on the request": noisy, "the colleague's noise": colleague}
 broken = {
-    name: np.mean([kl_to_intact(prompt, disturb) for prompt in sides[0][:8]], axis=0) for name, disturb in runs.items()
+    name: np.mean([moved_by(prompt, disturb) for prompt in sides[0][:8]], axis=0) for name, disturb in runs.items()
 }
 broken = pd.DataFrame(broken, index=["KL to the intact run (nats)", "P(a refusal's first token)"]).T
 broken.round(2)
@@ -795,50 +794,26 @@ lost = mended.groupby("corruption")[["intact", "corrupted"]].mean()
 lost.round(2)
 
 # %%
-titles = {"attn_out": "attention", "mlp_out": "MLP"}
-fig, axes = figure(2, 3, size=(11.5, 5.6), sharex=True, sharey=True)
-for row, component in zip(axes, titles, strict=True):
-    for ax, place in zip(row, ("differing words", "words after", -1), strict=True):
-        for corruption, color, marker in (("noise", "#E69F00", "s"), ("twin", "#0072B2", "o")):
-            for size, dash in ((1, ":"), (window, "-")):
-                one = mended[
-                    (mended.corruption == corruption)
-                    & (mended.component == component)
-                    & (mended.position == place)
-                    & (mended.window == size)
-                ]
-                ax.plot(
-                    one.layer,
-                    one.share_of_gap,
-                    color=color,
-                    marker=marker,
-                    linestyle=dash,
-                    label=f"{corruption}, {size} layer{'s' * (size > 1)}",
-                )
-                if size > 1:
-                    ax.fill_between(one.layer, one.low, one.high, color=color, alpha=0.15, linewidth=0)
-        ax.axhline(0, color="#999999", linewidth=1, zorder=0)
-        if component == "attn_out":
-            ax.set(title="last token" if place == -1 else place)
-        else:
-            ax.set(xlabel="layer (middle)")
-    row[0].set(ylabel=f"{titles[component]}:\nshare that returns")
-axes[0, 0].set(ylim=(-0.6, 1.5))
-axes[0, 0].legend(fontsize=8, loc="upper right")
+from helpers.trace_plots import mended_panels
+
 paired = mended.pivot_table(
     index=["window", "component", "position", "layer"], columns="corruption", values="share_of_gap"
 )
 agreement = {size: float(np.corrcoef(paired.loc[size].noise, paired.loc[size].twin)[0, 1]) for size in (1, window)}
 apart = (paired.noise - paired.twin).abs().nlargest(3)
 apart_words = ", ".join(
-    f"{titles[c]} {layer} at {place}, window {size} ({paired.loc[(size, c, place, layer)].noise:.2f} against {paired.loc[(size, c, place, layer)].twin:.2f})"
+    f"{COMPONENTS[c]} {layer} at {place}, window {size} ({paired.loc[(size, c, place, layer)].noise:.2f} against {paired.loc[(size, c, place, layer)].twin:.2f})"
     for size, c, place, layer in apart.index
 )
 show(
-    fig,
+    mended_panels(mended),
     alt=f"Six panels of the share of refusal that returns by layer, for noise and twin, single layers and windows of {window}. Correlation of noise and twin {agreement[1]:.2f} for single layers and {agreement[window]:.2f} for windows. Furthest apart: {apart_words}.",
     caption=f"8 test pairs, two draws of noise; bands (windows only): 95% intervals. Noise against twin: correlation {agreement[1]:.2f} in single layers, {agreement[window]:.2f} in windows. Furthest apart: {apart_words}.",
 )  # fmt: skip
+at_end = mended[mended.position == -1].pivot_table(
+    index=["corruption", "component"], columns="window", values="share_of_gap", aggfunc="max"
+)
+print("The largest share that returns at the last token, one layer and six:", {f"{a}, {COMPONENTS[b]}": [round(float(x), 2) for x in row] for (a, b), row in zip(at_end.index, at_end.to_numpy(), strict=True)})  # fmt: skip
 gaps = {name: float(row.intact - row.corrupted) for name, row in lost.iterrows()}
 smaller = min(gaps, key=gaps.get)
 print(
@@ -847,7 +822,7 @@ print(
 print("share below -0.1, mended and yet further from the intact run:", {name: f"{np.mean(paired[name] < -0.1):.0%}" for name in ("noise", "twin")})  # fmt: skip
 
 # %% [markdown]
-# Why they disagree (Zhang and Nanda 2024 found the same on other tasks):
+# Read the correlations first: they say how far both tell one story. Where they part, there are three reasons (Zhang and Nanda 2024 met them on other tasks):
 #
 # * **They ask different questions.** The twin keeps everything but harm: a request is still a request. Noise takes away *all* of the words, so what mends the run need
 #   not have to do with harm.
@@ -855,8 +830,8 @@ print("share below -0.1, mended and yet further from the intact run:", {name: f"
 #   what it does in a real run.
 # * **Noise does not break to a known place.** A twin ends as a request that is answered. Noise ends anywhere, and so a *share* of what was lost has another size.
 #
-# And windows: mending six layers in a row brings back far more than any of them, here as in ROME. That is no contradiction. It says that
-# **layers work together**, and that a window's peak lies wherever six neighbours help each other, not where one decides.
+# And windows: where six layers in a row bring back more than any of them alone, as in ROME, that is no contradiction. It says that **layers work together**, and
+# that a window's peak lies wherever neighbours help each other, not where one of them decides.
 #
 # ## What this shows, and what it does not
 #

@@ -15,7 +15,7 @@ from .tracing import DIRECTIONS
 TITLES = {DIRECTIONS[0]: "harmless into harmful: is it needed?", DIRECTIONS[1]: "harmful into harmless: is it enough?"}
 NAMES = {"share_of_gap": "share of the gap in log-odds", "refusal_change": "change of the probability of refusing",
          "log_odds_change": "change of log-odds (nats)"}  # fmt: skip
-COMPONENTS = {"attn_out": "attention", "mlp_out": "MLP", "resid_pre": "residual stream, before", "resid_post": "residual stream"}  # fmt: skip
+COMPONENTS = {"attn_out": "attention", "mlp_out": "MLP", "heads": "head", "resid_pre": "residual stream, before", "resid_post": "residual stream"}  # fmt: skip
 
 
 def grid_of(table: pd.DataFrame, direction: str, value: str, columns: str = "position") -> pd.DataFrame:
@@ -75,7 +75,7 @@ def two_maps(
             if sure is not None:
                 row, column = np.nonzero(sure[name])
                 ax.scatter(column, row, s=26, c="white", edgecolors="black", linewidths=1.1)
-            ax.set(xlabel=xlabel, title=name)
+            ax.set(xlabel=xlabel, title=name.replace(": ", ":\n"))
             ticks = range(columns) if xticks is None else xticks
             turn = 90 if max(len(str(tick)) for tick in ticks) > 3 else 0
             ax.set_xticks(range(columns), ticks, rotation=turn, size=9)
@@ -121,4 +121,59 @@ def corner(
         ax.set(xlabel=f"harmless into harmful (needed): {value}", ylabel=f"harmful into harmless (enough): {value}")
         if len(points) > 1:
             ax.legend()
+    return fig
+
+
+def lines_of_groups(
+    sizes: Sequence[int],
+    groups: Mapping[str, tuple[Sequence[float], Sequence[float], np.ndarray]],
+    *,
+    ylabel: str,
+    xlabel: str = "heads exchanged",
+) -> Figure:
+    """Groups of growing size exchanged together, beside their members added up and beside random groups.
+
+    groups: {title: (together [size], added up [some of the first sizes], random [size, draw])}.
+    """
+    fig, axes = figure(1, len(groups), size=(10.5, 3.9), sharey=True, squeeze=False)
+    with style():
+        for ax, (name, (together, added, chance)) in zip(axes[0], groups.items(), strict=True):
+            chance = np.asarray(chance)
+            ax.fill_between(sizes, chance.min(1), chance.max(1), facecolor="#E4E4E4", edgecolor="#AAAAAA", hatch="..",
+                            linewidth=0, label=f"{chance.shape[1]} random groups")  # fmt: skip
+            for place, (row, label) in enumerate(((together, "together"), (added, "one at a time, added up"))):
+                ax.plot(sizes[: len(row)], row, color=PALETTE[place], marker=MARKERS[place], linestyle=DASHES[place], label=label)  # fmt: skip
+            ax.set(xscale="log", xlabel=xlabel, title=name)
+            ax.set_xticks(sizes, sizes)
+            ax.minorticks_off()
+        axes[0, 0].set_ylabel(ylabel)
+        axes[0, 0].legend(loc="upper left")
+    return fig
+
+
+def mended_panels(table: pd.DataFrame, ylim: tuple[float, float] = (-0.3, 1.35)) -> Figure:
+    """The table of `noise.trace_corrupted`: a row of panels for each component, a panel for each place.
+
+    Colour and marker tell noise from the twin, dots from lines single layers from windows, which carry their interval.
+    """
+    components, places = list(dict.fromkeys(table.component)), list(dict.fromkeys(table.position))
+    fig, axes = figure(len(components), len(places), size=(11.5, 5.6), sharex=True, sharey=True, squeeze=False)
+    with style():
+        for (row, column), ax in np.ndenumerate(axes):
+            here = table[(table.component == components[row]) & (table.position == places[column])]
+            for (corruption, size), one in here.groupby(["corruption", "window"]):
+                color, marker = {"noise": (ORANGE, "s"), "twin": (BLUE, "o")}[corruption]
+                label = f"{corruption}, {size} layer{'s' * (size > 1)}"
+                ax.plot(one.layer, one.share_of_gap, color=color, marker=marker, linestyle="-" if size > 1 else ":", label=label)  # fmt: skip
+                if size > 1:
+                    ax.fill_between(one.layer, one.low, one.high, color=color, alpha=0.15, linewidth=0)
+            ax.axhline(0, color="#999999", linewidth=1, zorder=0)
+            if row == 0:
+                ax.set_title("last token" if places[column] == -1 else places[column])
+            if row == len(components) - 1:
+                ax.set_xlabel("layer (middle of the window)")
+            if column == 0:
+                ax.set_ylabel(f"{COMPONENTS.get(components[row], components[row])}:\nshare that returns")
+        axes[0, 0].set_ylim(*ylim)
+        axes[0, 0].legend(fontsize=8, loc="upper right")
     return fig

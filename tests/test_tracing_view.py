@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from helpers import trace_plots, trace_view
+from helpers import noise, trace_plots, trace_view
 from helpers.glassbox import glassbox_prompts, load_glassbox
 from helpers.tracing import DIRECTIONS, CausalTracer, table_of
 
@@ -85,5 +85,16 @@ def test_the_pictures_hold_both_directions(traced):
     assert [ax.get_title("left") for ax in fig.axes] == list(trace_plots.TITLES.values())
     one = table[(table.direction == DIRECTIONS[1]) & (table.component == "mlp_out")]
     assert np.allclose(fig.axes[1].lines[1].get_ydata(), one.share_of_gap)
+    fig = trace_plots.lines_of_groups(
+        [1, 2], {"a": ([0.1, 0.3], [0.1], np.array([[0.0, 0.1], [0.1, 0.2]]))}, ylabel="x"
+    )
+    assert fig.axes[0].lines[0].get_ydata().tolist() == [0.1, 0.3] and len(fig.axes[0].lines[1].get_ydata()) == 1
+    mended = noise.trace_corrupted(
+        model, tokenizer, [PAIRS[0].harmful], [PAIRS[0].harmless], positions="last", windows=(1, 3), draws=1
+    )
+    fig = trace_plots.mended_panels(mended)
+    one = mended[(mended.corruption == "twin") & (mended.window == 3) & (mended.component == "mlp_out")]
+    (line,) = [x for x in fig.axes[1].lines if x.get_label() == "twin, 3 layers"]
+    assert np.allclose(line.get_ydata(), one.share_of_gap)
     fig = trace_plots.corner({"a": ([0.1], [0.9])}, names={"a": ["here"]}, value="x", line=0.3)
     assert fig.axes[0].collections[0].get_offsets().tolist() == [[0.1, 0.9]]

@@ -4,7 +4,8 @@ python tests/benchmarks/bench_sweep.py [--pairs 16] [--positions last all] [--ev
 
 Three ways: ours; one padded forward of all prompts for each patch; one forward for each patch and prompt. --every 6
 times the slow ways on each sixth patch and scales the time up. --tree scores the whole tree of openings, else the
-openings' first tokens, for all ways alike. Peak memory is the process's, before the slow ways begin.
+openings' first tokens, for all ways alike. Peak memory is the process's, before the slow ways begin. Seconds are those
+of the processor (all threads together), so that other work on the machine does not count.
 """
 
 import argparse
@@ -57,7 +58,7 @@ def main(pairs=16, positions=("last", "all"), every=1, tree=False) -> None:
         f"{len(rows[0])} pairs, {clean.input_ids.shape[1]} positions, {len(layers_of(model))} layers, {len(score.openings)} openings"
     )
     for where in positions:
-        start = time.perf_counter()
+        start = time.process_time()
         sweep = Sweep(model, clean, score)
         with record(model, ["attn_out", "mlp_out"]) as seen:
             model(**donor.inputs(), logits_to_keep=1)
@@ -67,24 +68,24 @@ def main(pairs=16, positions=("last", "all"), every=1, tree=False) -> None:
         columns[:, -1] = True
         patches = [Patch(s, layer, columns, seen[s][layer]) for layer in range(len(layers_of(model))) for s in seen]
         got = sweep.scores(patches)
-        ours = time.perf_counter() - start
+        ours = time.process_time() - start
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         some = list(range(0, len(patches), every))
-        start = time.perf_counter()
+        start = time.process_time()
         batched = torch.stack([hooked(model, clean, score, patches[i]) for i in some])
-        middle = time.perf_counter()
+        middle = time.process_time()
         ones = torch.empty(len(some), len(rows[0]))
         for j, row in enumerate(rows[0]):
             alone = pad([row], [0], pad_token_id(tokenizer))
             for place, i in enumerate(some):
                 ones[place, j] = hooked(model, alone, score, patches[i], slice(j, j + 1))[0]
-        end = time.perf_counter()
+        end = time.process_time()
         scale = len(patches) / len(some)
         slow = {"batched": ((middle - start) * scale, batched), "one by one": ((end - middle) * scale, ones)}
-        print(f"\n{where} positions, {len(patches)} patches: ours {ours:.1f} s, peak memory {peak:.2f} GiB")
+        print(f"\n{where} positions, {len(patches)} patches: ours {ours:.1f} CPU s, peak memory {peak:.2f} GiB")
         for name, (seconds, values) in slow.items():
             print(
-                f"  {name:12}{seconds:8.1f} s  {seconds / ours:6.1f} times ours, largest difference {(values - got[some]).abs().max():.1e}"
+                f"  {name:12}{seconds:8.1f} CPU s  {seconds / ours:6.1f} times ours, largest difference {(values - got[some]).abs().max():.1e}"
             )
 
 
