@@ -398,24 +398,29 @@ assert np.diag(joint).max() < 0.1
 # How do the rankings do on all four kinds?
 
 # %%
+everyone = [(layer, n) for layer in range(dims_of(box).n_layers) for n in range(dims_of(box).d_mlp)]
+singles = {f"{layer}.{n}": [(layer, n)] for layer, n in everyone}
 rows = []
 for kind in KINDS:
     other, other_tokenizer, other_truth = load_glassbox(kind)
-    table = CausalTracer(other, other_tokenizer).trace_safety_circuit(*box_sides, ["heads"])
-    wide = table.pivot_table(index=["layer", "unit"], columns="direction", values="share_of_gap")
-    for name, values in (
-        ("needed", wide[DIRECTIONS[0]]),
-        ("enough", wide[DIRECTIONS[1]]),
-        ("the larger of both", wide.max(axis=1)),
-    ):
-        order = [(int(layer), int(unit)) for layer, unit in values.sort_values(ascending=False).index]
-        found_heads = score(order, other_truth, "heads")
-        rows.append({"box": kind, "ranked by": name, "recall at k": found_heads.recall_at_k, "decoys": found_heads.decoys})  # fmt: skip
+    tracer = CausalTracer(other, other_tokenizer)
+    some = [side[:16] for side in box_sides]
+    of_heads, of_neurons = tracer.trace_safety_circuit(*some, ["heads"]), tracer.trace_safety_circuit(*some, ["neurons"], neurons=singles)  # fmt: skip
+    of_neurons["unit"] = [int(unit.split(".")[1]) for unit in of_neurons.unit]
+    for stage, table in (("heads", of_heads), ("evaluation_neurons", of_neurons), ("production_neurons", of_neurons)):
+        wide = table.pivot_table(index=["layer", "unit"], columns="direction", values="share_of_gap")
+        for name, values in (("needed", wide[DIRECTIONS[0]]), ("enough", wide[DIRECTIONS[1]]), ("the larger", wide.max(axis=1))):  # fmt: skip
+            order = [(int(layer), int(unit)) for layer, unit in values.sort_values(ascending=False).index]
+            got = score(order, other_truth, stage)
+            rows.append({"box": kind, "stage": stage, "ranked by": name, "recall at k": got.recall_at_k, "decoys": got.decoys})  # fmt: skip
 on_boxes = pd.DataFrame(rows)
-on_boxes.pivot(index="ranked by", columns="box", values="recall at k")[list(KINDS)].round(2)
+on_boxes.pivot(index=["stage", "ranked by"], columns="box", values="recall at k")[list(KINDS)].round(2)
 
 # %% [markdown]
-# The missing one is the reader of permit words, for the reason you have seen. Where both directions disagree, the box has a backup or a partner.
+# k is the number of true ones, among 48 heads or 1,536 neurons. Where the two directions disagree, the box has a backup or a partner. The head that is
+# never found is the reader of permit words, for the reason you have seen. And single neurons are a hard test: where dozens share the work each does next to
+# nothing, and where a backup stands by, one of them does nothing at all. (A neuron that ranks above the evaluation neurons need not be wrong: the production
+# neurons are in the circuit too, and speak for every kind of harm.)
 #
 # ## 5 · The real model
 #
@@ -583,7 +588,8 @@ reveal("02.p3", enough_most)
 #
 # ### The peaks again, with the whole score and a control
 #
-# For the control, the donor is *another prompt of the run's own class*: a patch of the same size at the same place, without the difference in harm. Twenty draws.
+# For the control, the donor is *another prompt of the run's own class*: a patch of the same size at the same place, without the difference in harm. Twenty draws. (These
+# peaks were found on the same pairs, and so look a little better than they are.)
 
 # %%
 tracer = CausalTracer(model, tokenizer, refusal)
