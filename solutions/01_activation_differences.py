@@ -27,7 +27,7 @@ import pandas as pd
 import torch
 
 from helpers.checks import check, hint  # noqa: F401 (hint is for you)
-from helpers.glassbox import KINDS, Node, glassbox_prompts, load_glassbox, ranked, score
+from helpers.glassbox import KINDS, glassbox_prompts, load_glassbox, ranked, score
 from helpers.models import dims_of, layers_of, load_model
 from helpers.plots import CONTROL, HARMFUL, HARMLESS, bars, figure, heatmap, lines_with_band, show
 from helpers.quiz import quiz, reveal
@@ -104,6 +104,7 @@ neurons_at = check("01.1", my_neurons, model=box, tokenizer=box_tokenizer)
 #
 # Return a dictionary of four lists: `unsafe` and `safe` to choose neurons by (96 each), `test_unsafe` and `test_safe` to test them
 # on (32 each). Prompt i of a safe list should be the harmless twin of prompt i of its unsafe list, and no topic may be in both halves.
+# `glassbox_prompts("pairs", n=96, split="train")` gives pairs, with `.harmful` and `.harmless`; there are also the splits `"validation"` and `"test"`.
 
 # %% exercise="01.2"
 
@@ -138,7 +139,9 @@ for unsafe, safe in list(zip(prompts["unsafe"], prompts["safe"], strict=True))[:
 # ## 2 · The loud ones
 #
 # Now with clean prompts. For each neuron: its mean on unsafe less its mean on safe requests, the largest first. The last two columns
-# are a bootstrap interval over pairs.
+# are a bootstrap interval over pairs. `direction` says on which side the neuron is the more active. The truth knows two sorts of neurons in the
+# circuit: those that **evaluate**, and those that **speak**, which turn the decision into the first word of the answer. And the figure to read is the
+# **recall at k**: which share of the k true ones is among the first k of the list.
 
 # %%
 from helpers.neurons import SafetyNeuronFinder
@@ -147,19 +150,30 @@ finder = SafetyNeuronFinder(box, box_tokenizer)
 compared = finder.compare(prompts["safe"], prompts["unsafe"], paired=True)  # for several rankings, from one pass
 several = len(truth.evaluation_neurons)
 table = finder.find_by_activation_difference(prompts["safe"], prompts["unsafe"], top_k=several)
-table["in truth"] = [
-    "the circuit" if place in truth.neurons else "decoy" if place in truth.decoy_neurons else "neither"
-    for place in zip(table.layer, table.neuron, strict=True)
-]
+
+
+def part_of(place):
+    """What a neuron of the box is, by its truth."""
+    named = {"evaluates": truth.evaluation_neurons, "speaks": truth.neurons, "decoy": truth.decoy_neurons}
+    return next((name for name, members in named.items() if place in members), "neither")
+
+
+table["in truth"] = [part_of(place) for place in zip(table.layer, table.neuron, strict=True)]
 table.round(2)
 
 # %%
+def told(values):
+    """How many evaluation neurons and how many decoys stand at the top of a ranking, and where the former stand."""
+    found = score(ranked(values), truth, "evaluation_neurons")
+    places = sorted(ranked(values).index(neuron) + 1 for neuron in truth.evaluation_neurons)
+    return (
+        f"{found.recall_at_k:.0%} of the {found.k} among the first {found.k}, with {found.decoys} decoys; "
+        f"they have the ranks {places[0]} to {places[-1]}"
+    )
+
+
 plain = score(ranked(compared.difference.abs()), truth, "evaluation_neurons")
-print(plain)
-print(
-    "what the first ones are:",
-    [truth.labels.get(Node("neuron", *place), "noise") for place in ranked(compared.difference.abs(), 4)],
-)
+print("by difference:", told(compared.difference.abs()))
 reveal("01.p1", plain.recall_at_k)
 
 # %% [markdown]
@@ -190,12 +204,13 @@ effect_size = check("01.3", my_effect_size)
 
 # %%
 effects = effect_size(compared.unsafe, compared.safe)
-print("by difference: ", plain)
-print("by effect size:", score(ranked(effects.abs()), truth, "evaluation_neurons"))
+print("by difference: ", told(compared.difference.abs()))
+print("by effect size:", told(effects.abs()))
 
 # %% [markdown]
-# A better yardstick for the same thing. It asks how *reliably* a neuron reacts, and the decoys react reliably. No statistic of
-# activations can do better, because what makes a neuron matter is not in its activation. It is in **what it writes, and who reads it**.
+# Another yardstick, and no help here; compare the ranks. It asks how *reliably* a neuron reacts, and the decoys react to every harmful request. An
+# evaluation neuron knows one sort of harm only, and is silent on the others: reliable it is not. What makes a neuron matter is not in
+# its activation. It is in **what it writes, and who reads it**.
 #
 # ## 3 · A direction, from the same prompts
 #
@@ -225,7 +240,8 @@ show(
 
 # %% [markdown]
 # Before anything has been decided there is no direction to be found, and after the decision the difference holds more and more of other
-# things, such as the words of the answer. Somewhere in between it is clean. But where, when you do not know the truth?
+# things, such as the words of the answer. Somewhere in between it is clean. But where, when you do not know the truth? (Look at the other places
+# too: with the truth at hand, the last token is not always the best. We stay with it, because there the answer begins; the papers try all.)
 #
 # ### Another way, and a trap in it
 #
@@ -248,7 +264,7 @@ def fixed_order(unsafe, safe):
 
 questions = [q.question for q in glassbox_prompts("capability", n=96)]  # what the colleague took for the harmless side
 streams.append(read(box, box_tokenizer, questions, ["resid_pre"])["resid_pre"])
-ways = {"reading vector": {}, "the same, fixed order": {}, "difference of means": {}, "the same, unmatched": {}}
+ways = {"reading vector": {}, "reading vector, fixed order": {}, "difference of means": {}, "difference of means, unmatched": {}}
 later = range(1, len(layers_of(box)))  # before layer 0 the last token is the same in every prompt
 for layer in later:
     unsafe, safe, unlike = (stream[:, layer] for stream in streams)
@@ -278,11 +294,13 @@ show(
 #
 # ### A rule for choosing
 #
-# Arditi et al. try each candidate in both directions, on validation prompts:
+# Arditi et al. try each candidate in both directions, on validation prompts. To **ablate** a direction r of length 1 is to take its part out of
+# everything that is written into the stream: x becomes x − (x·r) r. To **add** it is to add the whole difference of means to the
+# stream at its layer.
 #
 # * **bypass**: refusal log-odds of *harmful* prompts when the direction is ablated, everywhere. Low is good.
 # * **induce**: refusal log-odds of *harmless* prompts when the difference is added. Above 0, they are refused.
-# * **KL**: how far the ablation moves the next token of *harmless* prompts. Large means: the model is breaking.
+# * **KL**: how far the ablation moves the next token of *harmless* prompts, in nats (natural logarithms). Large means: the model is breaking.
 #
 # {{exercise 01.4}}
 #
@@ -312,7 +330,8 @@ sides = [p.harmful for p in validation], [p.harmless for p in validation]
 box_refusal = refusal_score_of(box, box_tokenizer)
 judged = score_directions(DirectionJudge(box, box_tokenizer, box_refusal, *sides), candidates[:, -1:], layers=later)
 judged["cosine with the truth"] = [float(closeness[layer, -1]) for layer in judged.layer]
-judged.round(2)
+print(f"the intact box: {box_refusal.log_odds(box, box_tokenizer, sides[0]).mean():.2f} on harmful prompts, {box_refusal.log_odds(box, box_tokenizer, sides[1]).mean():.2f} on harmless ones")
+judged[["layer", "bypass", "induce", "kl", "cosine with the truth"]].round(2)
 
 # %%
 fine = (judged.kl <= 0.1) & (judged.induce > 0) & (judged.layer < 0.8 * len(layers_of(box)))
@@ -326,7 +345,9 @@ direction = unit(candidates[int(best.layer), -1])
 print(f"cosine with the truth: {score({'direction': direction}, truth)['direction']:.2f}")
 
 # %% [markdown]
-# The rule has never seen the truth. It only tried what each candidate does.
+# The rule has never seen the truth. It only tried what each candidate does. Look what it had to go by: where several candidates take refusal
+# all the way down, `bypass` hardly tells them apart, and the choice among them is good enough rather than the best. It is `induce` that
+# throws out the candidate which stops refusals and has nothing to do with them.
 #
 # ## 4 · Who is heard?
 #
@@ -354,8 +375,8 @@ heard = check("01.5", my_heard)
 from helpers.neurons import columns_of
 
 writes = heard(compared.difference, columns_of(box), direction)
-print("by difference:            ", plain)
-print("by write on the direction:", score(ranked(writes), truth, "evaluation_neurons"))
+print("by difference:            ", told(compared.difference.abs()))
+print("by write on the direction:", told(writes))
 
 # %% [markdown]
 # One refinement. The direction was read before a certain layer; what is written in that layer or later cannot have made it. So leave
@@ -368,10 +389,12 @@ def before(scores, layer):
     return torch.where(torch.arange(len(scores))[:, None] < layer, scores, -torch.inf)
 
 
-print("the same, layers below:   ", score(ranked(before(writes, int(best.layer))), truth, "evaluation_neurons"))
+print("the same, layers below:   ", told(before(writes, int(best.layer))))
 
 # %% [markdown]
-# Is that luck? Try all four kinds of box, each with its own direction, estimated from prompts in the same way.
+# Is that luck? Try all four kinds of box, each with its own direction, estimated from prompts in the same way. Their circuits are
+# *concentrated* in few neurons, *distributed* over many, *redundant* (with a backup), and *entangled* with other work. One more ranking is tried:
+# difference × the length of the column, that is, how much a neuron writes in *any* direction.
 
 
 # %%
@@ -397,7 +420,7 @@ show(
             colorbar="recall at k", fmt="{:.2f}", title="Evaluation neurons found"),
     alt="Heat map of recall at k by ranking and box. " + "; ".join(
         f"{name}: " + ", ".join(f"{value:.2f}" for value in row) for name, row in zip(names, recall, strict=True)) + ".",
-    caption="k is the number of true ones. Decoys among the first k: " + "; ".join(f"{name} {row}" for name, row in decoys.items()) + ".",
+    caption="k is the number of true ones. Decoys among the first k, in all four boxes: " + "; ".join(f"{name} {sum(row)}" for name, row in decoys.items()) + ".",
 )  # fmt: skip
 
 # %% [markdown]
@@ -424,8 +447,15 @@ intact = box_meter.odds().mean()
 loss = {place: intact - box_meter.odds(mean_ablated(box, [place], box_means)).mean() for place in tried}
 
 # %%
-sorts = (("decoy", set(truth.decoy_neurons), HARMLESS, "s"), ("the circuit", set(truth.neurons), HARMFUL, "o"),
-         ("any other", set(tried) - set(truth.decoy_neurons) - set(truth.neurons), CONTROL, "x"))  # fmt: skip
+sorts = [
+    (name, {place for place in tried if part_of(place) == name}, color, marker)
+    for name, color, marker in (
+        ("evaluates", HARMFUL, "o"),
+        ("speaks", "#CC79A7", "^"),
+        ("decoy", HARMLESS, "s"),
+        ("neither", CONTROL, "x"),
+    )
+]
 fig, axes = figure(1, 2, size=(10, 4.2), sharey=True)
 for ax, values, label in (
     (axes[0], compared.difference.abs(), "|difference| in activation"),
@@ -458,8 +488,10 @@ show(
 )
 
 # %% [markdown]
-# The left panel is the lesson in one picture: far to the right are neurons that react strongly, and there need be nothing above
-# zero among them. **Loud is not heard, and heard is not yet proven.**
+# The lesson in two panels. On the left, being far to the right says little: among the loud there are decoys that nobody misses, and most of the
+# evaluation neurons are not loud at all. On the right, those stand out. But look for the neurons that *speak*: they matter as much, and
+# the write onto the direction hardly sees them, because they come after it and write something else, the words. **Loud is not heard, heard is not
+# yet proven, and no ranking sees every sort of part.**
 #
 # Taken together:
 
@@ -480,8 +512,8 @@ show(
 # %% [markdown]
 # ## 5 · The real model
 #
-# Now where nobody knows the truth. The same steps on topics of the split *method*, which the adapter has never seen. One pass reads
-# the neurons and the stream of both groups.
+# Now where nobody knows the truth. The course's prompts are split by topic: *method* to find things, *validation* to choose among them, *test* to
+# report; the adapter was trained on none of these. One pass reads the neurons and the stream of both groups.
 
 # %%
 from helpers.neurons import Comparison
@@ -500,7 +532,7 @@ real.table(top_k=6).drop(columns="score").round(2)
 # ### Where do the top neurons sit?
 #
 # The box first, then the real model; the fifty largest by difference, and the fifty that write most onto a direction. (For the real model
-# that direction is still to be chosen; here it is the difference of means two thirds of the way up.)
+# that direction is still to be chosen; here it is the difference of means two thirds of the way up, and only what is written below it counts.)
 
 # %%
 depth = 2 * dims_of(model).n_layers // 3
@@ -540,8 +572,9 @@ show(
 #
 # ### First story: the direction that removed refusal
 #
-# In the trial run for this course, somebody ablated the direction of layer 13 and refusal fell from 85% to 5%. They were delighted.
-# So: every second layer's difference of means, ablated at every write. For each, refusal, KL and perplexity. As in the paper, the harmful
+# In the trial run for this course, with an earlier adapter (so its figures are not yours), somebody ablated the direction of layer 13 and refusal fell
+# from 85% to 5%. They were delighted. So: every second layer's difference of means, ablated at every write. Beside refusal and KL stands the
+# **perplexity** of ordinary prose, the inverse of the probability that the model gives to a right next token, on (geometric) average: the lower, the better it still reads. For each, refusal, KL and perplexity. As in the paper, the harmful
 # validation prompts are ones that the model does refuse, and the harmless ones are plain everyday requests.
 
 # %%
@@ -550,6 +583,13 @@ from helpers.hooks import ablate_direction, add_direction
 from helpers.packed_score import packed
 
 refusal = packed(refusal_score_of(model, tokenizer))  # the same score, computed with fewer tokens
+
+
+def above(odds):
+    """Mean refusal log-odds above the threshold: from 0 on, a request counts as refused."""
+    return float(np.mean(odds)) - refusal.threshold
+
+
 prose = load_paragraphs()[:2]
 in_doubt = [p.harmful for p in load_pairs("validation")[2::9]]
 sure = [
@@ -564,8 +604,8 @@ rows = []
 for layer in range(8, dims_of(model).n_layers - 5, 2):
     cost = meter.measure(ablate_direction(model, unit(differences[layer])))
     with add_direction(model, differences[layer], layer):
-        induce = refusal.log_odds(model, tokenizer, meter.harmless[:4]).mean() - refusal.threshold
-    bypass = cost.odds.mean() - refusal.threshold
+        induce = above(refusal.log_odds(model, tokenizer, meter.harmless[:4]))
+    bypass = above(cost.odds)
     rows.append(
         {
             "layer": layer,
@@ -581,7 +621,7 @@ real_candidates.round(2)
 
 # %%
 fig, axes = figure(3, 1, size=(8, 6.6), sharex=True)
-panels = (("bypass", "refusal, harmful\n(log-odds)", clean.odds.mean() - refusal.threshold), ("kl", "KL on harmless\n(nats)", 0.1),
+panels = (("bypass", "refusal, harmful\n(log-odds)", above(clean.odds)), ("kl", "KL on harmless\n(nats)", 0.1),
           ("perplexity", "perplexity\nof prose", clean.perplexity))  # fmt: skip
 for ax, (column, label, line) in zip(axes, panels, strict=True):
     ax.plot(real_candidates.layer, real_candidates[column], marker="o", linestyle="-", color=HARMFUL)
@@ -604,8 +644,8 @@ show(
 
 # %% [markdown]
 # Cover the two lower panels with your hand, and choose. Now look at all three. In the trial, the winner of the upper panel had a KL of 7
-# and had raised the perplexity from 25 to 151; an unrelated direction did the same. **A broken model does not refuse. It does
-# nothing else either.** Your rule knows this:
+# and had raised the perplexity from 25 to 151; an unrelated direction did the same. **A model that has stopped refusing may simply be broken**, and
+# then it does nothing else either. Damage alone does not say which way refusal goes; so read all three. Your rule does:
 
 # %%
 def rule(candidates):
@@ -632,7 +672,7 @@ starts = [0, 4, *range(8, from_layer + 1, 2)]
 cuts = {start: meter.measure(ablation_of(model, unit(differences[from_layer]), start)) for start in starts}
 fig, axes = figure(2, 1, size=(8, 4.8), sharex=True)
 for ax, values, label, line in (
-    (axes[0], [c.odds.mean() - refusal.threshold for c in cuts.values()], "refusal, harmful\n(log-odds)", clean.odds.mean() - refusal.threshold),
+    (axes[0], [above(c.odds) for c in cuts.values()], "refusal, harmful\n(log-odds)", above(clean.odds)),
     (axes[1], [c.kl for c in cuts.values()], "KL on harmless\n(nats)", 0.1),
 ):  # fmt: skip
     ax.plot(starts, values, marker="o", linestyle="-", color=HARMFUL)
@@ -643,13 +683,13 @@ axes[1].set(xlabel="ablated at the writes of the layers from here on (0: everywh
 show(
     fig,
     alt="Two lines by the first layer whose writes are ablated. "
-    + "; ".join(f"from {k}: log-odds {c.odds.mean() - refusal.threshold:.1f}, KL {c.kl:.2f}" for k, c in cuts.items())
+    + "; ".join(f"from {k}: log-odds {above(c.odds):.1f}, KL {c.kl:.2f}" for k, c in cuts.items())
     + ".",
     caption="Dotted: the intact model above, the limit of 0.1 below. Above 0 in the upper panel: refused.",
 )
 
 # %% [markdown]
-# Look for a stretch where refusal stays down and the damage does not. The axis is the same all the way; what is written on it low in the model
+# Look for a stretch where refusal is still low and the damage is gone. The axis is the same all the way; what is written on it low in the model
 # and what is written high can be two things. And a cut that begins too late finds refusal decided already.
 #
 # So where to begin belongs to the choice. Your rule once more, for some layers' directions, each cut from four and from two layers below
@@ -661,7 +701,7 @@ for row in real_candidates[real_candidates.layer.between(12, 20)].to_dict("recor
     layer = int(row["layer"])
     for start in (layer - 4, layer - 2):
         cost = meter.measure(ablation_of(model, unit(differences[layer]), start))
-        bypass = cost.odds.mean() - refusal.threshold
+        bypass = above(cost.odds)
         rows.append(row | {"start": start, "bypass": bypass, "kl": cost.kl, "perplexity": cost.perplexity})
 upper_candidates = pd.DataFrame(rows)
 picked = rule(upper_candidates)
@@ -684,7 +724,7 @@ chosen_cost, intact_cost = small_meter.measure(ablation_of(model, real_direction
 fig, ax = figure(size=(7.4, 4))
 ax.scatter(
     [c.kl for c in random_costs],
-    [c.odds.mean() for c in random_costs],
+    [above(c.odds) for c in random_costs],
     s=50,
     c=CONTROL,
     marker="x",
@@ -692,24 +732,24 @@ ax.scatter(
 )
 ax.scatter(
     [chosen_cost.kl],
-    [chosen_cost.odds.mean()],
+    [above(chosen_cost.odds)],
     s=90,
     c=HARMFUL,
     marker="o",
     edgecolors="#222222",
     label="chosen direction",
 )
-ax.axhline(intact_cost.odds.mean(), color="#555555", linestyle=":", linewidth=1.6)
-ax.axhline(refusal.threshold, color=HARMLESS, linestyle="--", linewidth=1.4)
-ax.set(xlabel="KL on harmless prompts (nats)", ylabel="refusal log-odds, harmful")
+ax.axhline(above(intact_cost.odds), color="#555555", linestyle=":", linewidth=1.6)
+ax.axhline(0, color=HARMLESS, linestyle="--", linewidth=1.4)
+ax.set(xlabel="KL on harmless prompts (nats)", ylabel="refusal of harmful requests\n(log-odds over the threshold)")
 ax.legend()
-as_low = np.mean([c.odds.mean() <= chosen_cost.odds.mean() for c in random_costs])
-as_cheap = np.mean([c.odds.mean() <= chosen_cost.odds.mean() and c.kl <= chosen_cost.kl for c in random_costs])
+as_low = np.mean([above(c.odds) <= above(chosen_cost.odds) for c in random_costs])
+as_cheap = np.mean([above(c.odds) <= above(chosen_cost.odds) and c.kl <= chosen_cost.kl for c in random_costs])
 show(
     fig,
-    alt=f"Scatter plot of refusal against KL for 20 random directions and the chosen one. The chosen one has log-odds {chosen_cost.odds.mean():.1f} "
+    alt=f"Scatter plot of refusal against KL for 20 random directions and the chosen one. The chosen one has log-odds {above(chosen_cost.odds):.1f} "
     f"at KL {chosen_cost.kl:.2f}; {as_low:.0%} of the random ones are as low.",
-    caption=f"Dotted: intact; dashed: the threshold of refusal. Of 20 random directions {as_low:.0%} bring refusal as low as the chosen one, "
+    caption=f"Dotted: intact; dashed at 0: below it a request counts as answered. Of 20 random directions {as_low:.0%} bring refusal as low as the chosen one, "
     f"and {as_cheap:.0%} do so at no more damage. Four prompts a group.",
 )
 
@@ -839,13 +879,14 @@ show(
 )
 
 # %% [markdown]
-# Same neurons, same prompts, same words in the paper ("mean ablation"). In the trial, the first version brought refusal to 0% at a
-# perplexity of 362, and the second to 15%. So **name the kind of an ablation and its donors, always**. `mean_ablated` does what your
-# function does, for prompts of any length, and while the model answers.
+# Same neurons, same prompts, same words in the paper ("mean ablation"). Less damage is not no damage: 5% of the neurons, the loudest at that, are a lot
+# to replace with anything. In the trial, the first version brought refusal to 0% at a perplexity of 362, and the second to 15%. So **name
+# the kind of an ablation and its donors** (the prompts whose mean it writes), always. `mean_ablated` does what your function does, for
+# prompts of any length, and while the model answers.
 #
 # ### Second story: the random neurons that did as well
 #
-# In the trial, the 50 neurons with the largest difference brought refusal down to 40%, while 50 random neurons *of the same layers* left
+# In the trial (that other adapter again), the 50 neurons with the largest difference brought refusal down to 40%, while 50 random neurons *of the same layers* left
 # it at 85%: a clear result. Then somebody drew random neurons that were as *active* as the chosen ones. Those brought it to 40% as
 # well, on average. The result had been about size.
 #
@@ -876,7 +917,10 @@ control = check("01.7", my_control)
 # %%
 from helpers.matched import mean_activity
 
-test_meter = CostMeter(model, tokenizer, asked[::3], load_plain("test")[::25][:6], prose, prose_tokens=24, quick=True)
+# Requests that the intact model does refuse, as in the paper: what it answers anyway cannot show an ablation's effect.
+its_odds = refusal.log_odds(model, tokenizer, asked)
+declined = [prompt for prompt, odds in zip(asked, its_odds, strict=True) if odds > refusal.threshold][:8]
+test_meter = CostMeter(model, tokenizer, declined, load_plain("test")[::25][:6], prose, prose_tokens=24, quick=True)
 activity = real.activity.numpy()
 fifty = ranked(real.difference.abs(), 50)
 
@@ -897,7 +941,7 @@ sets = {"same layers": [same_layers(fifty, np.random.default_rng(i)) for i in ra
 untouched = test_meter.measure()
 of_fifty = test_meter.measure(mean_ablated(model, fifty, means))
 by_chance = {
-    name: np.array([test_meter.odds(mean_ablated(model, one, means)).mean() for one in several_sets])
+    name: np.array([above(test_meter.odds(mean_ablated(model, one, means))) for one in several_sets])
     for name, several_sets in sets.items()
 }
 
@@ -905,28 +949,30 @@ by_chance = {
 fig, ax = figure(size=(7.6, 4))
 for place, values in enumerate(by_chance.values()):
     ax.scatter(place + 1 + np.linspace(-0.2, 0.2, len(values)), values, c=CONTROL, marker="x", s=44)
-ax.scatter([0], [of_fifty.odds.mean()], c=HARMFUL, marker="o", s=90, edgecolors="#222222")
-ax.axhline(untouched.odds.mean(), color="#555555", linestyle=":", linewidth=1.6)
+ax.scatter([0], [above(of_fifty.odds)], c=HARMFUL, marker="o", s=90, edgecolors="#222222")
+ax.axhline(above(untouched.odds), color="#555555", linestyle=":", linewidth=1.6)
+ax.axhline(0, color=HARMLESS, linestyle="--", linewidth=1.4)
 size = {
     name: np.mean([mean_activity(one, real.activity) for one in several_sets]) for name, several_sets in sets.items()
 }
 ax.set_xticks(range(3), ["the 50 loudest", *(f"random:\n{name}" for name in sets)])
-ax.set(ylabel="refusal log-odds, harmful", xlim=(-0.6, 2.6))
-as_low = {name: np.mean(values <= of_fifty.odds.mean()) for name, values in by_chance.items()}
+ax.set(ylabel="refusal of harmful requests\n(log-odds over the threshold)", xlim=(-0.6, 2.6))
+as_low = {name: np.mean(values <= above(of_fifty.odds)) for name, values in by_chance.items()}
 show(
     fig,
-    alt=f"Dots of refusal log-odds after ablation: the 50 loudest neurons {of_fifty.odds.mean():.1f}, intact {untouched.odds.mean():.1f}; "
+    alt=f"Dots of refusal log-odds after ablation: the 50 loudest neurons {above(of_fifty.odds):.1f}, intact {above(untouched.odds):.1f}; "
     + "; ".join(f"random ones of {name}: mean {values.mean():.1f}, {as_low[name]:.0%} as low" for name, values in by_chance.items()) + ".",
-    caption=f"Dotted: intact. Mean activity: the loudest {mean_activity(fifty, real.activity):.2f}; "
+    caption=f"Dotted: intact; dashed at 0: answered. Mean activity: the loudest {mean_activity(fifty, real.activity):.2f}; "
     + "; ".join(f"{name} {value:.2f}" for name, value in size.items())
     + f". Each cross is one draw of 50. Called refused: intact {untouched.refused.mean():.0%}, without the loudest {of_fifty.refused.mean():.0%}.",
 )  # fmt: skip
 reveal("01.p2", of_fifty.refused.mean())
 
 # %% [markdown]
-# Two things to read off. Are the crosses of the second column lower than those of the first? Then size alone does damage. And does the
-# orange dot lie below *all* crosses of the second column? If not, nothing has been shown. Look at the caption too: where the
-# chosen ones are the largest of their layers, no equals are left, and even the matched control is too small. Say so.
+# Three things to read off. Has anything come near the dashed line? Are the crosses of the second column lower than those of the first? Then
+# size alone does damage. And does the orange dot lie below *all* crosses of the second column? If not, nothing has been shown; if it even lies
+# above them, then any neurons of that size do as much. Look at the caption too: where the chosen ones are the largest of their layers, no equals are
+# left, and even the matched control is too small. Say so.
 #
 # ## 7 · Which ranking matters?
 #
@@ -967,7 +1013,7 @@ band, band_size = (
 for k in SIZES[1:]:
     chosen = ranked(real.difference.abs(), k)
     alike = matched_random_sets(chosen, real.activity, draws, spill=True)
-    band[k] = np.array([test_meter.odds(mean_ablated(model, one, means)).mean() for one in alike])
+    band[k] = np.array([above(test_meter.odds(mean_ablated(model, one, means))) for one in alike])
     band_size[k] = mean_activity(chosen, real.activity), np.mean([mean_activity(one, real.activity) for one in alike])
 
 # %% [markdown]
@@ -983,7 +1029,7 @@ def one_size(k):
     names = list(real_scores)
     at = np.arange(len(names))
     for ax, values, label, line in (
-        (axes[0], [costs[n, k].odds.mean() for n in names], "refusal log-odds, harmful", untouched.odds.mean()),
+        (axes[0], [above(costs[n, k].odds) for n in names], "refusal, log-odds over the threshold", above(untouched.odds)),
         (axes[1], [costs[n, k].kl for n in names], "KL on harmless (nats)", 0.1),
         (axes[2], [costs[n, k].perplexity for n in names], "perplexity of prose", untouched.perplexity),
     ):
@@ -991,14 +1037,18 @@ def one_size(k):
         ax.axvline(line, color="#555555", linestyle=":", linewidth=1.6)
         ax.set(xlabel=label)
         ax.set_yticks(at, names if ax is axes[0] else [""] * len(names))
+    reach = [above(c.odds) for c in costs.values()] + [above(untouched.odds), 0]
+    axes[0].set(xlim=(min(reach) - 0.3, max(reach) + 0.3))
+    axes[1].set(xlim=(0, 1.05 * max(c.kl for c in costs.values())))
+    axes[2].set(xlim=(0, 1.05 * max(c.perplexity for c in costs.values())))
     axes[0].axvspan(band[k].min(), band[k].max(), color="#DDDDDD", zorder=0)
     axes[0].set(title=f"{k:,} neurons")
     return fig
 
 
 words = {
-    f"{k:,}": f"{k:,} neurons ablated. Refusal log-odds: " + ", ".join(f"{n} {costs[n, k].odds.mean():.1f}" for n in real_scores)
-    + f"; random from {band[k].min():.1f} to {band[k].max():.1f}; intact {untouched.odds.mean():.1f}."
+    f"{k:,}": f"{k:,} neurons ablated. Refusal log-odds: " + ", ".join(f"{n} {above(costs[n, k].odds):.1f}" for n in real_scores)
+    + f"; random from {band[k].min():.1f} to {band[k].max():.1f}; intact {above(untouched.odds):.1f}."
     for k in SIZES
 }  # fmt: skip
 pick({f"{k:,}": one_size(k) for k in SIZES}, "how many neurons", words)
@@ -1007,7 +1057,7 @@ pick({f"{k:,}": one_size(k) for k in SIZES}, "how many neurons", words)
 fig, axes = figure(1, 2, size=(11, 4.2))
 marks = "os^Dv"
 for ax, value, label in (
-    (axes[0], lambda c: c.odds.mean(), "refusal log-odds, harmful"),
+    (axes[0], lambda c: above(c.odds), "refusal, log-odds over the threshold"),
     (axes[1], lambda c: c.perplexity, "perplexity of prose"),
 ):
     for place, name in enumerate(real_scores):
@@ -1017,7 +1067,7 @@ for ax, value, label in (
     ax.minorticks_off()
 axes[0].fill_between(SIZES, [band[k].min() for k in SIZES], [band[k].max() for k in SIZES], color="#DDDDDD", hatch="..", linewidth=0,
                      label="random, matched to “difference”", zorder=0)  # fmt: skip
-axes[0].axhline(untouched.odds.mean(), color="#555555", linestyle=":", linewidth=1.6)
+axes[0].axhline(above(untouched.odds), color="#555555", linestyle=":", linewidth=1.6)
 axes[1].axhline(untouched.perplexity, color="#555555", linestyle=":", linewidth=1.6)
 axes[1].set(yscale="log")
 axes[1].yaxis.set_major_formatter("{x:,.0f}")
@@ -1037,14 +1087,14 @@ show(
 # %%
 summary = pd.DataFrame(
     [
-        {"ranking": name, "neurons": k, "refused": c.refused.mean(), "log-odds": c.odds.mean(), "below all random draws": c.odds.mean() < band[k].min(),
+        {"ranking": name, "neurons": k, "refused": c.refused.mean(), "log-odds": above(c.odds), "below all random draws": above(c.odds) < band[k].min(),
          "KL": c.kl, "perplexity": c.perplexity}
         for (name, k), c in costs.items()
     ]
 )  # fmt: skip
-low, high = bootstrap_interval(untouched.odds)
+low, high = bootstrap_interval(untouched.odds - refusal.threshold)
 print(
-    f"intact: log-odds {untouched.odds.mean():.1f} (95% interval over topics {low:.1f} to {high:.1f}), perplexity {untouched.perplexity:.0f}"
+    f"intact: log-odds {above(untouched.odds):.1f} (95% interval over topics {low:.1f} to {high:.1f}), perplexity {untouched.perplexity:.0f}"
 )
 summary.round(2)
 
@@ -1061,8 +1111,8 @@ honest = summary[summary.KL <= 0.1] if (summary.KL <= 0.1).any() else summary[su
 row = honest.loc[honest["log-odds"].idxmin()]
 its_neurons = ranked(real_scores[row.ranking], int(row.neurons))
 alike = matched_random_sets(its_neurons, real.activity, draws, spill=True)
-its_band = np.array([test_meter.odds(mean_ablated(model, one, means)).mean() for one in alike])
-print(f"{row.neurons:,} neurons by {row.ranking}: log-odds {row['log-odds']:.2f} (intact {untouched.odds.mean():.2f}), KL {row.KL:.2f}, "
+its_band = np.array([above(test_meter.odds(mean_ablated(model, one, means))) for one in alike])
+print(f"{row.neurons:,} neurons by {row.ranking}: log-odds {row['log-odds']:.2f} (intact {above(untouched.odds):.2f}), KL {row.KL:.2f}, "
       f"perplexity {row.perplexity:.0f} (intact {untouched.perplexity:.0f})")  # fmt: skip
 print(f"{draws} sets matched to them: {its_band.min():.2f} to {its_band.max():.2f}, mean {its_band.mean():.2f}; "
       f"{np.mean(its_band <= row['log-odds']):.0%} as low")  # fmt: skip
@@ -1076,45 +1126,6 @@ print(f"change of log-odds, 95% interval over topics: {low:.2f} to {high:.2f}")
 # This row was picked for being the best of several, which makes it look a little better than it is. A last step for a paper would be to
 # test it once more on prompts that had no part in the picking.
 #
-# ### Neuron by neuron, where nobody has coloured in the truth
-#
-# The same picture as for the box: eight neurons from the top of two lists, and eight at random.
-
-# %%
-few = 8
-tell = np.random.default_rng(1)
-anyone = [(int(tell.integers(8, 28)), int(tell.integers(dims_of(model).d_mlp))) for _ in range(few)]
-suspects = {"loudest": ranked(real.difference.abs(), few), "best heard": ranked(real_writes, few), "random": anyone}
-single_meter = CostMeter(model, tokenizer, asked[::4], asked_nicely[:1], quick=True)
-start = single_meter.odds().mean()
-single = {
-    place: start - single_meter.odds(mean_ablated(model, [place], means)).mean()
-    for group in suspects.values()
-    for place in group
-}
-fig, ax = figure(size=(7.6, 4.2))
-for (name, group), color, marker in zip(suspects.items(), (HARMLESS, HARMFUL, CONTROL), "sox", strict=True):
-    ax.scatter(
-        [abs(float(real.difference[p])) for p in group],
-        [single[p] for p in group],
-        c=color,
-        marker=marker,
-        s=48,
-        label=name,
-    )
-ax.axhline(0, color="#999999", linewidth=1, zorder=0)
-ax.set(xlabel="|difference| in activation", ylabel="refusal log-odds lost by ablation")
-ax.legend()
-largest = max(single, key=single.get)
-show(
-    fig,
-    alt="Scatter plot of single neurons of the real model, loss of refusal against activation difference. Mean loss: "
-    + ", ".join(f"{name} {np.mean([single[p] for p in group]):.2f}" for name, group in suspects.items()) + ".",
-    caption=f"One mark a neuron, {len(single_meter.harmful)} harmful prompts. The largest loss, {single[largest]:.2f}, is that of neuron "
-    f"{largest[1]} in layer {largest[0]}; the intact model stands at {start:.1f}.",
-)  # fmt: skip
-
-# %% [markdown]
 # ### Are they enough? Transplant them
 #
 # Ablation asks whether neurons are *needed*. The other question is whether they *suffice*. Chen et al. put the tuned model's neurons into the
@@ -1140,6 +1151,9 @@ show(
 )  # fmt: skip
 
 # %% [markdown]
+# Two things bound what can be read here. "All neurons" is the most that neurons can do: what is missing to the tuned model's own rate sits in its attention,
+# which stayed behind. And one request more or less is a large step among so few: look at the intervals before you compare two bars.
+#
 # ### The same topics, or new ones?
 #
 # One mistake is left to be *seen*. Choose the 50 neurons with the largest effect size on six pairs, as small studies do. How large is the
@@ -1161,9 +1175,11 @@ show(
 )
 
 # %% [markdown]
+# What is left on the other pairs is the effect; the rest came from choosing. It is the same with every figure that did the choosing itself.
+#
 # ## 8 · Beside the papers
 #
-# The first two rows are from the authors' published runs and abstracts, the others are what you have just measured.
+# The rows that name a paper are from the authors' published runs and abstracts; those marked *here* are what you have just measured.
 
 # %%
 kept = summary[(summary.ranking == "contrast") & (summary.neurons == five_percent)].iloc[0]

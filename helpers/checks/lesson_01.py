@@ -63,7 +63,8 @@ def neurons_at_the_last_token(answer, model, tokenizer):
     }
     for name, wrong in kinds.items():
         if close(got, wrong):
-            return messages.get(name, "no_template" if name.startswith("bare") else "other")
+            bare = "mean_without_template" if name in ("bare mean", "bare no_sink") else "no_template"
+            return messages.get(name, bare if name.startswith("bare") else "other")
     return "other"
 
 
@@ -133,7 +134,7 @@ def effect_size(answer):
     torch.manual_seed(0)
     scale = torch.logspace(-1, 1.5, 7)
     unsafe = torch.randn(64, 3, 7) * scale + torch.linspace(1, 3, 7) * scale
-    safe = torch.randn(64, 3, 7) * scale * 1.2
+    safe = torch.randn(64, 3, 7) * scale * 3  # so that it shows how the two spreads are brought together
     safe[:, 0] += 6 * scale  # in one layer the safe prompts lie higher
     got, true = answer(unsafe.clone(), safe.clone()), _effect_size(unsafe, safe)
     if mistake := wrong_tensor(got, shape=true.shape):
@@ -150,6 +151,7 @@ def effect_size(answer):
         "one_group": difference / safe.std(0),
         "one_group_unsafe": difference / unsafe.std(0),
         "absolute": true.abs(),
+        "mean_of_spreads": 2 * difference / (unsafe.std(0) + safe.std(0)),
         "spreads_added": difference / (unsafe.std(0) + safe.std(0)),
     }
     key = next((key for key, wrong in known.items() if close(got, wrong, 0.04)), "other")
