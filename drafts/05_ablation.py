@@ -14,7 +14,7 @@
 # * tell refusing, helping, and neither;
 # * train away refusal in a chosen corner of the weights, and say whether the choice of corner mattered.
 #
-# **Time:** about 110 minutes, of which the computer needs about four. **To know before:** lessons 00 and 01.
+# **Time:** about 110 minutes, of which the computer needs about five. **To know before:** lessons 00 and 01.
 #
 # There are six exercises; in each you repair what a colleague left behind. As always, no exercise can stop you.
 
@@ -502,7 +502,7 @@ del cut, for_good, for_now
 
 # %%
 meter = EditMeter(model, tokenizer, asked, plain, facts, prose, borderline=borderline, prose_tokens=24)
-draw_meter = CostMeter(model, tokenizer, asked[:8], plain[:1], quick=True)  # for the many draws
+draw_meter = CostMeter(model, tokenizer, asked[::2], plain[:1], quick=True)  # for the many draws
 writes = real.difference * write_onto(model, direction)
 writes[source:] = -torch.inf
 ranking = ranked(writes)
@@ -595,7 +595,7 @@ def refused_without(split, count):
     return float((split_meters[split].odds(without(ranking[:count])) > refusal.threshold).mean())
 
 
-count, share = smallest(refused_without, (800, five_percent, 2 * five_percent, 4 * five_percent))
+count, share = smallest(refused_without, (five_percent, 2 * five_percent, 4 * five_percent))
 reach = count or 4 * five_percent
 beyond = meter.measure(without(ranking[:reach]))
 share_of_all = f"{reach:,} neurons ({reach / real.difference.numel():.0%})"
@@ -606,7 +606,7 @@ print(
 print(f"on the prompts that chose the neurons, for comparison: {refused_without('method', reach):.0%}")
 
 # %% [markdown]
-# Four counts are a coarse ruler; `helpers.dose.smallest_set` halves the gap until it is exact. What matters more stands behind the comma: whether the model is
+# Three counts are a coarse ruler; `helpers.dose.smallest_set` halves the gap until it is exact. What matters more stands behind the comma: whether the model is
 # still itself at that size.
 #
 # ### And position 0?
@@ -959,8 +959,10 @@ plans = {
     "circuit, benign data": (found, benign, RATE),
     "circuit, the usual rate": (found, training, 1e-5),
 }
+unwatched = {f"random weights, draw {i}" for i in DRAWS[1:]}  # one of them is enough for the picture
 for name, (part, data, rate) in tqdm(plans.items(), desc="training"):
-    trained = targeted_safety_removal(model, part, data, rate=rate, steps=STEPS, batch_size=3, each=watch(name))
+    on_the_way = None if name in unwatched else watch(name)
+    trained = targeted_safety_removal(model, part, data, rate=rate, steps=STEPS, batch_size=3, each=on_the_way)
     after[name] = meter.on(trained).measure()
     if name == "circuit":
         removed = trained
@@ -1009,7 +1011,7 @@ assert not any(np.isnan(cost.kl) for cost in after.values())
 # model's own words, so that it does not simply learn to say no.
 
 # %%
-FEW = (1, 4, 12)
+FEW = (1, 8)
 back_masks = weight_masks(model, found)
 spare = pairs[1::2]  # topics that the removal has not seen
 polite = generate(model, tokenizer, [p.harmless for p in spare[: FEW[-1]]], max_new_tokens=10)
