@@ -60,6 +60,8 @@ def _share(rows: np.ndarray) -> float:
 class Ablator:
     """Ablates components of a batch of twins' harmful requests. kind: one of ABLATIONS.
 
+    fill: what is put in, {site: list over layers of [pair, position, width]}.
+
     The shared beginning, position 0 (the attention sink), and the embedding are left alone. Raises ValueError for another kind.
     """
 
@@ -68,7 +70,7 @@ class Ablator:
             raise ValueError(f"There is no ablation {kind!r}: choose one of {', '.join(ABLATIONS)}.")
         self.twins, self.kind = twins, kind
         donor = twins.read("harmless", ["z", "neurons"])
-        self._fill = {site: [self._filled(x) for x in layers] for site, layers in donor.items()}
+        self.fill = {site: [self._filled(x) for x in layers] for site, layers in donor.items()}
         touched = twins.real.clone()
         if not twins.prefix:
             touched[torch.arange(len(touched)), touched.int().argmax(-1)] = False
@@ -84,23 +86,29 @@ class Ablator:
 
     def odds(self, nodes: Iterable[Node], outside: bool = False) -> np.ndarray:
         """Log-odds of refusal, [pair], with these components ablated; outside=True: with all the others ablated."""
+        return self.twins.odds("harmful", self._edits(nodes, outside))
+
+    def stream(self, nodes: Iterable[Node], outside: bool = False) -> torch.Tensor:
+        """The stream behind the last block at the last position, [pair, d_model], of the same ablated model."""
+        return self.twins.read("harmful", ["resid_post"], self._edits(nodes, outside))["resid_post"][-1][:, -1]
+
+    def _edits(self, nodes: Iterable[Node], outside: bool) -> list[tuple]:
         dims, width = dims_of(self.twins.model), {}
         width["z"], width["neurons"] = dims.n_heads * dims.d_head, dims.d_mlp
         out = {site: torch.full((dims.n_layers, wide), outside) for site, wide in width.items()}
         for node in nodes:
             site, part = channels_of(self.twins.model, node)
             out[site][node.layer, part] = not outside
-        edits = [
+        return [
             (site, layer, self._edit(site, layer, gone))
             for site, rows in out.items()
             for layer, gone in enumerate(rows)
             if bool(gone.any())
         ]
-        return self.twins.odds("harmful", edits)
 
     def _edit(self, site: str, layer: int, gone: torch.Tensor):
         def function(x: torch.Tensor) -> torch.Tensor:
-            return torch.where((self._touched & gone).to(x.device), self._fill[site][layer], x)
+            return torch.where((self._touched & gone).to(x.device), self.fill[site][layer], x)
 
         return function
 

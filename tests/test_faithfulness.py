@@ -66,6 +66,15 @@ def test_ablating_equals_one_prompt_at_a_time(family, kind):
     assert ablator.odds([]) == pytest.approx(twins.odds(), abs=1e-4)
 
 
+@pytest.mark.parametrize("kind", ABLATIONS)
+def test_the_ablated_stream_is_the_one_that_the_answer_is_read_from(kind):
+    twins = twins_of("llama")
+    ablator = Ablator(twins, kind)
+    with torch.no_grad():
+        odds = twins.odds_of(twins.head(ablator.stream(NODES, outside=True)))
+    assert odds.numpy() == pytest.approx(ablator.odds(NODES, outside=True), abs=1e-4)
+
+
 def test_the_empty_model_resampled_is_the_twin_but_for_the_embedding():
     """Everything resampled: only what the embedding itself writes to the answer is left of the harmful request."""
     twins = twins_of("llama")
