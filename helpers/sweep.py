@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from tqdm import tqdm
 from transformers import DynamicCache
 
 from .hooks import check_site, edit, width_of
@@ -221,7 +222,7 @@ class Sweep:
 
         A row is one patch, or several that are made together (a window of layers, a group of neurons). Raises
         ValueError, before anything is computed, for a patch of another shape, without a position, or at a site, layer
-        or channel that is not there.
+        or channel that is not there. After two seconds a bar shows how far it is.
         """
         rows = [(row,) if isinstance(row, Patch) else tuple(row) for row in rows]
         for patch in {id(patch): patch for row in rows for patch in row}.values():
@@ -232,13 +233,15 @@ class Sweep:
         by_start: dict[int, list[int]] = {}
         for i, row in enumerate(rows):
             by_start.setdefault(min(patch.start for patch in row), []).append(i)
-        for start, members in by_start.items():
-            members.sort(key=lambda i: _lowest(rows[i]))
-            tokens = self.width + len(self.nodes) - start
-            many = max(1, min(self.max_tokens // self.count, SIDE_BY_SIDE) // tokens)
-            for first in range(0, len(members), many):
-                some = members[first : first + many]
-                out[some] = self._score_chunk([rows[i] for i in some], start)
+        with tqdm(total=len(rows), desc="patches", delay=2, leave=False) as bar:
+            for start, members in by_start.items():
+                members.sort(key=lambda i: _lowest(rows[i]))
+                tokens = self.width + len(self.nodes) - start
+                many = max(1, min(self.max_tokens // self.count, SIDE_BY_SIDE) // tokens)
+                for first in range(0, len(members), many):
+                    some = members[first : first + many]
+                    out[some] = self._score_chunk([rows[i] for i in some], start)
+                    bar.update(len(some))
         return out
 
     def _score_chunk(self, rows: list[tuple[Patch, ...]], start: int) -> torch.Tensor:
