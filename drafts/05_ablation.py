@@ -976,7 +976,7 @@ for name, (part, data, rate) in tqdm(plans.items(), desc="training"):
 # %%
 steps = sorted(paths["circuit"])
 fig = lines_with_band(
-    steps, {name: line_of([path[s] for s in steps]) for name, path in paths.items()},
+    steps, {name: ([path[s].mean() for s in steps],) for name, path in paths.items()},
     xlabel="steps of three examples", ylabel="refusal log-odds, harmful",
 )  # fmt: skip
 fig.axes[0].axhline(refusal.threshold, color="#555555", linestyle=":", linewidth=1.4)
@@ -984,7 +984,7 @@ fig.axes[0].set(xticks=steps)
 show(
     fig,
     alt="Lines of refusal log-odds over training steps. At the end: " + "; ".join(f"{name} {path[steps[-1]].mean():.1f}" for name, path in paths.items()) + ".",
-    caption=f"{len(paths['circuit'][0])} test requests with their 95% interval; rate {RATE:g}, and {1e-5:g} for the last line. Dotted: the threshold.",
+    caption=f"{len(paths['circuit'][0])} test requests; rate {RATE:g}, and {1e-5:g} for the last line. Dotted: the threshold. Intervals stand in the table below, for {len(asked)} requests.",
 )  # fmt: skip
 by_draw = {i: after[f"random weights, draw {i}"].refused for i in DRAWS}
 in_random = np.mean(list(by_draw.values()))
