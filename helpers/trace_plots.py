@@ -112,7 +112,7 @@ def corner(
                 ax.vlines(across, low_y, high_y, color=color, alpha=0.5, linewidth=1.2)
             ax.scatter(across, up, s=52, c=color, marker=marker, edgecolors="#222222", linewidths=0.7, label=group, zorder=3)  # fmt: skip
             for x, y, text in zip(across, up, names[group], strict=True):
-                ax.annotate(text, (x, y), (6, 4), textcoords="offset points", size=9)
+                ax.annotate(text, (x, y), (6, (4, -12)[place % 2]), textcoords="offset points", size=9)
         if line is not None:
             ax.axhline(line, color="#555555", linestyle=":", linewidth=1.4)
             ax.axvline(line, color="#555555", linestyle=":", linewidth=1.4)
