@@ -339,6 +339,8 @@ assert still > 0.9 and by_path[DIRECTIONS[0]].refusal_change["both"] > 0.9 and b
 # | asks | is it needed? | is it enough? |
 # | cannot see | what has a **backup** (OR) | what needs a **partner** (AND) |
 #
+# (In the literature the left column is also called *noising*, the right one *denoising*, whatever does the corrupting.)
+#
 # Could one find a backup by patching alone? Yes: exchange **two places at once**. Here are all pairs of the 48 heads, in one sweep. The
 # diagonal holds each head alone.
 
@@ -862,7 +864,7 @@ quiz("02")
 #
 # * **Meng, Bau, Andonian, Belinkov (2022)**, *Locating and Editing Factual Associations in GPT* (ROME). In GPT-2 XL facts came back at the subject's last token in
 #   middle MLPs, windows of 10 of 48 layers. *Ours differs:* refusal instead of facts, and a twin beside the noise.
-# * **Zhang, Nanda (2024)**, *Towards Best Practices of Activation Patching in Language Models*. Noise against replacement, log-odds against probability, windows
+# * **Zhang, Nanda (2024)**, *Towards Best Practices of Activation Patching in Language Models*. Noise against replacement, logit difference against probability, windows
 #   against layers. *Ours differs:* one behaviour, on a model small enough to run everything.
 # * **Heimersheim, Nanda (2024)**, *How to Use and Interpret Activation Patching*. AND and OR, and what each direction can see. *Ours differs:* boxes in which the
 #   ANDs and ORs were put by hand.
