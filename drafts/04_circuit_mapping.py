@@ -29,7 +29,7 @@ from tqdm import tqdm
 from helpers.checks import check, hint  # noqa: F401 (hint is for you)
 from helpers.glassbox import KINDS, Node, glassbox_prompts, load_glassbox, score
 from helpers.models import load_model
-from helpers.plots import bars, lines_with_band, show
+from helpers.plots import CONTROL, bars, lines_with_band, show
 from helpers.quiz import quiz, reveal
 from helpers.twins import Twins, same_length, swapped
 
@@ -541,7 +541,7 @@ def some(split, n):
     return [pairs[i] for i in rng.permutation(len(pairs))[:n]]
 
 
-method, held_out = some("method", 32), some("test", 16)
+method, held_out = some("method", 28), some("test", 16)
 real = Twins(model, tokenizer, method[:12])
 verdict = Twins(model, tokenizer, held_out)
 for name, one in (("method", real), ("test", verdict)):
@@ -582,14 +582,20 @@ def kept_share(parts):
 
 
 strongest = [kept_share(ranked_nodes[:n]) for n in tqdm(counts, desc="strongest")]
-chance = np.array([
-    [kept_share([ranked_nodes[i] for i in rng.permutation(len(ranked_nodes))[:n]]) for n in counts] for _ in tqdm(range(3), desc="random")
-])  # fmt: skip
-enough = next((n for n, share in zip(counts, strongest, strict=True) if share >= 0.5), len(ranked_nodes))
+enough = next((n for n, share in zip(counts, strongest, strict=True) if share >= 0.5), counts[-1])
+chance = [
+    kept_share([ranked_nodes[i] for i in rng.permutation(len(ranked_nodes))[:enough]]) for _ in tqdm(range(20), desc="random")
+]  # fmt: skip
+fig = lines_with_band(
+    counts, {"the strongest": (strongest,)}, xlabel="heads and MLPs kept, of 300", ylabel="share of refusal left"
+)
+ax = fig.axes[0]
+ax.scatter([enough] * len(chance), chance, c=CONTROL, marker="x", s=40, label="20 random draws")
+ax.legend()
 show(
-    lines_with_band(counts, {"the strongest": (strongest,)}, band=("3 random draws", chance.min(0), chance.max(0)),
-                    xlabel="heads and MLPs kept, of 300", ylabel="share of refusal left"),
-    alt="Line of the share of refusal that the strongest parts keep: " + ", ".join(f"{n}: {s:.2f}" for n, s in zip(counts, strongest, strict=True)) + f". Random parts at {counts[-1]}: {chance[:, -1].mean():.2f}.",
+    fig,
+    alt="Line of the share of refusal that the strongest parts keep: " + ", ".join(f"{n}: {s:.2f}" for n, s in zip(counts, strongest, strict=True))
+    + f". Random parts, {enough} of them: {min(chance):.2f} to {max(chance):.2f}.",
     caption=f"Real model, {len(verdict)} test pairs, all others resampled. Half of the refusal takes {enough} of the strongest.",
 )  # fmt: skip
 reveal("04.p3", enough)
@@ -599,7 +605,7 @@ print(
 
 # %% [markdown]
 # Two questions must be kept apart. *Who decides?* and *who is needed before anyone can decide?* Reading a sentence takes many parts, in every layer, and
-# none of them knows of refusal. That is why small circuits of real models, run alone, say nothing.
+# none of them knows of refusal. So a short list of deciders, run alone, may well say nothing.
 #
 # So for ACDC we ask the first one only. The graph has the 14 strongest heads and 8 strongest MLPs; the rest stays **as it is on the harmful request**. Which edges among these are missed?
 
@@ -619,11 +625,11 @@ def carried(edges):
 
 
 size = len(found.edges)
-random_edges = [[graph.edges[i] for i in rng.permutation(len(graph.edges))[:size]] for _ in range(5)]
+random_edges = [[graph.edges[i] for i in rng.permutation(len(graph.edges))[:size]] for _ in range(20)]
 shares = {
     "ACDC": carried(found.edges),
     "EAP-IG": carried(sorted(by_eap, key=by_eap.get, reverse=True)[:size]),
-    "random, best of 5": max(carried(edges) for edges in random_edges),
+    "random, best of 20": max(carried(edges) for edges in random_edges),
     "all but ACDC's": carried(set(graph.edges) - found.edges),
 }
 print(f"{size} of {len(graph.edges)} edges are left, {found.tried} were tried.")
@@ -652,7 +658,7 @@ if found.edges:
 # And the four stages, single neurons included, with the layers that are really found.
 
 # %%
-circuit = map_refusal_circuit(model, tokenizer, method, heads=14, neurons=28, controls=10, each=meter("patching"))
+circuit = map_refusal_circuit(model, tokenizer, method, heads=12, neurons=24, controls=8, each=meter("patching"))
 show(
     circuit.draw("Refusal in the real model"),
     alt=circuit.words(),
@@ -678,11 +684,11 @@ beside
 
 # %%
 labels = {
-    "shuffled labels": (model, swapped(method[:24])),
-    "base model": (base, method[:24]),
+    "shuffled labels": (model, swapped(method[:20])),
+    "base model": (base, method[:20]),
 }
 control_maps = {
-    name: map_refusal_circuit(one, tokenizer, pairs, heads=8, neurons=12, controls=6, each=meter(name))
+    name: map_refusal_circuit(one, tokenizer, pairs, heads=8, neurons=10, controls=6, each=meter(name))
     for name, (one, pairs) in labels.items()
 }
 rows = {"refusal model": circuit} | control_maps
