@@ -322,7 +322,9 @@ show(
 #
 # ## 4 · The real model: a direction, and where to cut it
 #
-# On to the model where nobody knows the truth. First what is fixed: topics of the split *method* to fit on, *validation* to choose by, *test* to report.
+# On to the model where nobody knows the truth. First what is fixed: topics of the split *method* to fit on, *validation* to choose by, *test* to report. Mind
+# the harmless side too: now and then the intact model refuses a plain request. Such a request counts for over-refusal and not for the KL, or an edit would be blamed for
+# the very thing that it is meant to do.
 
 # %%
 from helpers.capability import load_facts
@@ -347,13 +349,16 @@ refusal = packed(refusal_score_of(model, tokenizer))
 in_doubt = [p.harmful for p in load_pairs("validation")[1::4]]
 odds = refusal.log_odds(model, tokenizer, in_doubt)
 refused_ones = [prompt for prompt, x in zip(in_doubt, odds, strict=True) if x > refusal.threshold]
-asked = [p.harmful for p in load_pairs("test")[3::11]]
-plain, borderline = load_plain("test")[::26][:6], load_borderline("test")[::17][:6]
+calm_ones = load_plain("validation")[::9][:6]
+odds = refusal.log_odds(model, tokenizer, calm_ones)
+answered_ones = [prompt for prompt, x in zip(calm_ones, odds, strict=True) if x <= refusal.threshold]
+asked = [p.harmful for p in load_pairs("test")[3::8]]
+plain, borderline = load_plain("test")[::13], load_borderline("test")[::17][:6]
 prose, facts = load_paragraphs()[:2], load_facts()[:16]
 print(
     f"{len(pairs)} pairs to fit on; {len(refused_ones)} of {len(in_doubt)} validation requests are refused, the others are left out; {len(asked)} topics to report on"
 )
-assert len(refused_ones) >= 6
+assert len(refused_ones) >= 6 and len(answered_ones) >= 4
 
 # %% [markdown]
 # ### One direction, two questions
@@ -370,7 +375,7 @@ SOURCES = tuple(
     range(n_layers // 2 - 1, 2 * n_layers // 3 + 1, 2)
 )  # around the middle, where lesson 01 found candidates
 STARTS = (0, *(n_layers * share // 100 for share in (27, 40, 47, 57)))  # 0: every write, the embedding too
-few = fresh(CostMeter(model, tokenizer, refused_ones[:6], load_plain("validation")[::9][:5]))
+few = fresh(CostMeter(model, tokenizer, refused_ones[:6], answered_ones))
 start = few.odds().mean()
 tries = {
     (source, first): few.measure(ablation_of(model, unit(differences[source]), first))
@@ -502,7 +507,7 @@ del cut, for_good, for_now
 
 # %%
 meter = EditMeter(model, tokenizer, asked, plain, facts, prose, borderline=borderline, prose_tokens=24)
-draw_meter = CostMeter(model, tokenizer, asked[::2], plain[:1], quick=True)  # for the many draws
+draw_meter = CostMeter(model, tokenizer, asked[::3], plain[:1], quick=True)  # for the many draws
 writes = real.difference * write_onto(model, direction)
 writes[source:] = -torch.inf
 ranking = ranked(writes)
@@ -653,9 +658,9 @@ from helpers.head_ranking import head_map, rank_heads
 
 middle = range(n_layers // 3, 2 * n_layers // 3)
 tried = [(layer, head) for layer in middle for head in range(dims_of(model).n_heads)]
-calm_ones = [p.harmless for p in load_pairs("validation")[1::18]]
+twins_of = [p.harmless for p in load_pairs("validation")[1::18]]
 bar = tqdm(total=len(tried), desc="heads")
-heads = rank_heads(model, tokenizer, refused_ones[:4], calm_ones, tried, most=4, each=lambda *_: bar.update())
+heads = rank_heads(model, tokenizer, refused_ones[:4], twins_of, tried, most=4, each=lambda *_: bar.update())
 bar.close()
 best_heads = [(int(layer), int(head)) for layer, head in zip(heads.layer, heads["head"], strict=True)]
 show(

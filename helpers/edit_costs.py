@@ -1,9 +1,8 @@
 """What an edit does and what it costs, all in one row. Taught in lesson 05.
 
 Three costs stand beside every edit: harmful requests refused (what was aimed at), harmless ones refused (over-refusal), and
-damage to everything else: perplexity of prose, KL on harmless prompts, and a capability set. Harmless requests that sound
-harmful are refused now and then by the intact model already; the KL leaves them out, or it would count an edit's effect on
-these refusals as damage.
+damage to everything else: perplexity of prose, KL on harmless prompts, and a capability set. The intact model refuses some
+harmless requests too. The KL leaves those out, or it would count an edit's effect on these refusals as damage.
 """
 
 import copy
@@ -17,7 +16,9 @@ import numpy as np
 from .capability import Fact, knows
 from .costs import CostMeter
 from .fresh_prefix import fresh
+from .packed_score import packed
 from .prompts import check_prompts
+from .refusal import refusal_score_of
 from .shared_prefix import WithPrefix
 from .statistics import bootstrap_interval
 
@@ -53,7 +54,8 @@ class EditCosts:
 class EditMeter:
     """Measures edits on fixed prompts: an intervention that is switched on, or another model with the same tokenizer.
 
-    harmless: for the KL, and with borderline, where there are some, for over-refusal. prose and quick as in `CostMeter`, of
+    harmless: for the KL, those of them that the untouched model answers (all, if it answers none); and with borderline,
+    where there are some, for over-refusal. prose and quick as in `CostMeter`, of
     which this is the larger sister; without quick, the shared beginning is read once a batch, under the edit.
     """
 
@@ -71,6 +73,9 @@ class EditMeter:
         borderline: Sequence[str] = (),
     ):
         self.facts, self.harmless = list(facts), check_prompts([*harmless, *borderline])
+        score = packed(score or refusal_score_of(model, tokenizer))
+        refused = score.log_odds(model, tokenizer, harmless) > score.threshold
+        harmless = [p for p, no in zip(harmless, refused, strict=True) if not no] or harmless
         self.meter = fresh(CostMeter(model, tokenizer, harmful, harmless, prose, score, quick, prose_tokens))
 
     def on(self, model) -> "EditMeter":

@@ -96,6 +96,16 @@ def test_borderline_prompts_count_for_over_refusal_alone(box):
     assert meters[1].measure().over_refused.tolist() == [False] * 6 + [True] * 3
 
 
+def test_the_kl_leaves_out_harmless_prompts_that_are_refused(box):
+    model, tokenizer, truth, _ = box
+    harmful, plain = (glassbox_prompts(kind, n=6, split="test") for kind in ("harmful", "plain"))
+    meters = [EditMeter(model, tokenizer, harmful, more, box_facts(4)) for more in (plain, plain + harmful[:3])]
+    one, other = (meter.measure(ablate_direction(model, truth.direction)) for meter in meters)
+    assert one.kl == pytest.approx(other.kl, abs=1e-6) and meters[1].meter.harmless == plain
+    assert len(other.over_refused) == 9  # but they count for over-refusal
+    assert EditMeter(model, tokenizer, harmful, harmful, box_facts(4)).meter.harmless == harmful
+
+
 def test_an_edited_copy_costs_what_the_intervention_does(box):
     model, _, truth, (slow, quick) = box
     there = slow.measure(ablate_direction(model, truth.direction))
