@@ -639,7 +639,6 @@ for sink, cost in sink_costs.items():
     print(
         f"20 neurons zeroed, position 0 {'too' if sink else 'left alone'}: KL {cost.kl:.2f}, refused {cost.refused.mean():.0%} of {len(cost.refused)} validation requests"
     )
-
 assert sink_costs[True].kl > sink_costs[False].kl
 
 # %% [markdown]
@@ -1055,7 +1054,7 @@ show(
 #
 # ## Beside the papers
 #
-# The first column is from the papers' abstracts; the second is what you have just measured, on one small model.
+# The middle column is from the papers' abstracts; the last is what you have just measured, on one small model.
 
 # %%
 pd.DataFrame(
@@ -1071,7 +1070,7 @@ pd.DataFrame(
 # %% [markdown]
 # ## What this shows, and what it does not
 #
-# **It shows**, on the boxes, that one and the same ablation means four different things, and that strength, dose and a list of costs tell them apart. On the real model it shows what refusal
+# **It shows**, on the boxes, that one and the same ablation may mean quite different things, and that strength, dose and a list of costs tell them apart. On the real model it shows what refusal
 # costs to remove, in neurons, heads, a direction, and training steps, each beside what chance does.
 #
 # **It does not show**
