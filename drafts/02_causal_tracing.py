@@ -554,12 +554,12 @@ assert bottom["differing words"] > 0.9 > 0.1 > abs(bottom[-1]) and top[-1] > 0.7
 # %%
 for component, name in (("attn_out", "attention"), ("mlp_out", "MLP")):
     grids, above = maps_of(part_table, component)
-    most = max(float(np.abs(grid).max()) for grid in grids.values())
+    most = max(float(np.abs(grid[1:]).max()) for grid in grids.values())  # layer 0 may outshine all: see below
     show(
         two_maps(grids, sure=above, xlabel="place", colorbar="share of the gap", title=f"The real model: {name}", reach=most,
                  xticks=["differing words", "words after", "last token"]),
         alt=f"Two maps of the real model's {name} by layer and place. " + largest(part_table[part_table.component == component]) + ".",
-        caption="Largest: " + largest(part_table[part_table.component == component]) + ".",
+        caption=f"Colours end at {most:.2f}, the largest above layer 0. Largest: " + largest(part_table[part_table.component == component]) + ".",
     )  # fmt: skip
 
 # %% [markdown]
