@@ -450,7 +450,8 @@ def my_fill(x, real):
 fill = check("04.5", my_fill)
 
 # %% [markdown]
-# Three ablations of one and the same thing, on the box: its true circuit alone, the rest without it, and random circuits of its size.
+# Three ablations of one and the same thing, on the box: its true circuit alone, the rest without it, and random circuits of its size. Minimal: what the
+# circuit alone loses without the least of its members. For comparison, what the full model loses without all decoys together.
 
 # %%
 box_test = Twins(box, box_tokenizer, box_pairs(24, "test"))
@@ -465,7 +466,7 @@ for kind in ABLATIONS:
     chance = [judge.judge(random_nodes(box, whole, seed)).faithful for seed in range(10)]
     by_kind.append({
         "ablation": kind, "circuit alone": j.faithful, "left without it": j.left, "random circuits": f"{min(chance):.2f} to {max(chance):.2f}",
-        "lost without the decoys": float((j.full - judge.odds(decoys)).mean()),
+        "its least member, log-odds": float(judge.minimality(whole).mean(1).min()), "all decoys, log-odds": float((j.full - judge.odds(decoys)).mean()),
     })  # fmt: skip
 pd.DataFrame(by_kind).set_index("ablation").round(2)
 
@@ -698,6 +699,7 @@ overview = pd.DataFrame(
         for name, c in rows.items()
     }
 ).T
+assert all(2 * sum(map(len, c.stages.values())) < sum(map(len, circuit.stages.values())) for c in control_maps.values())
 overview.round(2)
 
 # %%
@@ -711,7 +713,7 @@ for name, c in control_maps.items():
 
 # %%
 by_layer = {kind: [] for kind in ABLATIONS}
-some_layers = range(0, 30, 3)
+some_layers = range(0, 30, 4)
 for kind in tqdm(ABLATIONS, desc="ablations"):
     judge = Ablator(few, kind)
     by_layer[kind] = [float((few.odds() - judge.odds([Node("mlp", i, 0)])).mean()) for i in some_layers]
@@ -746,11 +748,17 @@ for kind in ABLATIONS:
     drawn = [random_nodes(model, members, seed) for seed in range(draws if kind == "resample" else 3)]
     rest = [float((judge.odds(d).mean() - j.empty.mean()) / (j.full.mean() - j.empty.mean())) for d in drawn]
     rows.append({
-        "ablation": kind, "members": len(members), "alone": j.faithful, "left without": j.left, "low": j.interval("left")[0], "high": j.interval("left")[1],
+        "ablation": kind, "empty model, log-odds": j.empty.mean(), "alone": j.faithful, "left without": j.left, "low": j.interval("left")[0], "high": j.interval("left")[1],
         "left without random (least)": min(rest), "left without random (mean)": np.mean(rest),
     })  # fmt: skip
 table = pd.DataFrame(rows).set_index("ablation")
+print(f"{len(members)} members; log-odds of the full model {full:.1f}, of the harmless twins {verdict.odds('harmless').mean():.1f}. "
+      f"Random sets of the same size: {draws} for resample, 3 for the others.")  # fmt: skip
 table.round(2)
+
+# %% [markdown]
+# All shares are counted from the empty model. Where *that* says something no request would make the model say, a share of the gap means little, and
+# "faithful" becomes an artefact of the ablation. Compare its log-odds with those of the harmless twins before you read the row.
 
 # %%
 judge = Ablator(verdict)

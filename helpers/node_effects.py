@@ -136,7 +136,7 @@ def patch_nodes(
     twins: Twins,
     nodes: Iterable[Node],
     into: str = "harmful",
-    at_once: int = 16,
+    at_once: int = 8,
     each: Callable[[int, int], None] | None = None,
 ) -> np.ndarray:
     """The true effect of each component, [node, pair], when it takes its twin's values at all positions.
