@@ -223,7 +223,7 @@ show(
     ),
     alt="Bars of what each detector adds on harmless requests. Patched: " + ", ".join(f"{n} {v:.1f}" for n, v in zip(names, gained, strict=True))
     + "; one gradient: " + ", ".join(f"{v:.1f}" for v in by_steps[1]) + "; twenty: " + ", ".join(f"{v:.1f}" for v in by_steps[20]) + ".",
-    caption="The box, harmless requests with one head's harmful values. More places on the way, closer to the truth.",
+    caption="The box, harmless requests with one head's harmful values. Hatched from left to right: the truth, then guesses from more and more places on the way.",
 )  # fmt: skip
 
 # %% [markdown]
@@ -471,8 +471,9 @@ for kind in ABLATIONS:
 pd.DataFrame(by_kind).set_index("ablation").round(2)
 
 # %% [markdown]
-# On the box even zeros do little harm: its parts say nothing unless they are asked. A trained model is another matter; section 7 shows it. Where the three
-# kinds disagree, believe the one that strays least, and say which one you used.
+# On the box all three kinds agree about the circuit as a whole: its parts say little unless they are asked. Yet with zeros around it, one member seems not to be
+# missed: minimality, too, depends on what stands in the place of the rest. A trained model is another matter still; section 7 shows it. Where the kinds
+# disagree, believe the one that strays least, and say which one you used.
 #
 # ## 6 · The map, on the boxes
 #
