@@ -223,7 +223,7 @@ show(
     ),
     alt="Bars of what each detector adds on harmless requests. Patched: " + ", ".join(f"{n} {v:.1f}" for n, v in zip(names, gained, strict=True))
     + "; one gradient: " + ", ".join(f"{v:.1f}" for v in by_steps[1]) + "; twenty: " + ", ".join(f"{v:.1f}" for v in by_steps[20]) + ".",
-    caption="The box, harmless requests with one head's harmful values. Hatched from left to right: the truth, then guesses from more and more places on the way.",
+    caption="The box, harmless requests with one head's harmful values: the truth first, then guesses from more and more places on the way.",
 )  # fmt: skip
 
 # %% [markdown]
@@ -602,7 +602,7 @@ show(
 )  # fmt: skip
 reveal("04.p3", enough)
 print(
-    f"Without the {enough} strongest, {float((judge.odds(ranked_nodes[:enough]).mean() - empty) / (full - empty)):.0%} of the refusal is left."
+    f"Without the {enough} strongest, a share of {float((judge.odds(ranked_nodes[:enough]).mean() - empty) / (full - empty)):.2f} of the refusal is left."
 )
 
 # %% [markdown]
@@ -774,7 +774,7 @@ needed, enough_alone = 1 - table.loc["resample", "left without"], table.loc["res
 print(
     f"Needed: without the map's members, {needed:.0%} of the refusal log-odds are gone (random sets of the same size: {1 - table.loc['resample', 'left without random (mean)']:.0%})."
 )
-print(f"Enough: alone, with all else resampled, they keep {enough_alone:.0%}.")
+print(f"Enough: alone, with all else resampled, they keep a share of {enough_alone:.2f}.")
 print(
     "So this is",
     "a circuit that could stand alone."

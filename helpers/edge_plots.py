@@ -21,9 +21,8 @@ def agreement(
         margin = 0.05 * (high - low or 1.0)
         ends = (low - margin, high + margin)
         ax.plot(ends, ends, color=GREY, lw=1.2, ls="--", marker="", zorder=1)
-        ax.annotate(
-            "equal", ends[1:] * 2, (-10, -14), textcoords="offset points", ha="right", size=8.5, color="#555555"
-        )
+        at = ends[0] + 0.62 * (ends[1] - ends[0])
+        ax.annotate("equal", (at, at), (6, -6), textcoords="offset points", va="top", size=8.5, color="#555555")
         for i, (name, (true, estimate)) in enumerate(groups.items()):
             ax.scatter(true, estimate, s=34, marker=MARKERS[i], c=PALETTE[i], edgecolors=BLACK, linewidths=0.5, alpha=0.85, label=name)  # fmt: skip
         ax.set(xlabel=xlabel, ylabel=ylabel, title=title, xlim=ends, ylim=ends)
