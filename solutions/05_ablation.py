@@ -512,7 +512,7 @@ writes = real.difference * write_onto(model, direction)
 writes[source:] = -torch.inf
 ranking = ranked(writes)
 five_percent = int(0.05 * real.difference.numel())
-DOSES = (0, 100, 800, five_percent, 2 * five_percent)
+DOSES = (0, 400, five_percent, 2 * five_percent)
 
 
 def without(places):
