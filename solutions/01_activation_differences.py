@@ -347,7 +347,8 @@ print(f"cosine with the truth: {score({'direction': direction}, truth)['directio
 # %% [markdown]
 # The rule has never seen the truth. It only tried what each candidate does. Look what it had to go by: where several candidates take refusal
 # all the way down, `bypass` hardly tells them apart, and the choice among them is good enough rather than the best. It is `induce` that
-# throws out the candidate which stops refusals and has nothing to do with them.
+# throws out candidates whose ablation stops refusals, and which cannot bring them about: what the decision *needs*, further up the stream, is not yet
+# the decision.
 #
 # ## 4 · Who is heard?
 #
@@ -711,8 +712,9 @@ print(f"layer {int(picked.layer)}, cut from layer {first} on: KL {picked.kl:.2f}
 upper_candidates[["layer", "start", "bypass", "induce", "kl", "perplexity"]].round(2)
 
 # %% [markdown]
-# **The control**: twenty directions drawn from how harmless prompts vary at that very layer. They carry as much of the model's activity as
-# a direction there can carry by chance; so what *they* do to refusal is what any cut of that size does.
+# **The control**: twenty directions drawn from how harmless prompts vary at that very layer. They carry as much of the *harmless* activity as
+# a direction there carries by chance. Two limits: the four harmful prompts are among those that chose the direction, which flatters it; and on the
+# test split, below, there is only one random direction.
 
 # %%
 drawn = covariance_directions(stream["harmless"][:, int(picked.layer)], 20)
@@ -1100,8 +1102,9 @@ summary.round(2)
 
 # %% [markdown]
 # Read it like a sceptic. A row counts as evidence only if it says *True* **and** its KL and perplexity are near those of the intact model.
-# A row with low refusal and a ruined perplexity is the first story again. The random band is matched to the ranking by difference; a
-# ranking that picks quieter neurons has an easier time than the band suggests, and so deserves the more credit.
+# A row with low refusal and a ruined perplexity is the first story again. (Perplexity is measured on two paragraphs of 24 tokens: doubling means
+# something, ten per cent does not.) The random band is matched to the ranking by difference, and not well, as the mean activities in the caption
+# say: for the loud rankings *True* means little. For a quieter ranking the band is stricter than it need be.
 #
 # So give the best honest row a control of its own: among the rows with a KL of at most 0.1, the one that did most to refusal, against
 # twenty sets matched to *it*.
@@ -1151,8 +1154,10 @@ show(
 )  # fmt: skip
 
 # %% [markdown]
-# Two things bound what can be read here. "All neurons" is the most that neurons can do: what is missing to the tuned model's own rate sits in its attention,
-# which stayed behind. And one request more or less is a large step among so few: look at the intervals before you compare two bars.
+# Read these bars with care. "All neurons" is no strict upper bound, since some neurons may work against refusal; and what is missing to the tuned model's own
+# rate need not sit in attention: the adapter changed the down projection too, and the base still writes with its own. There are eight requests and a
+# single random set, where twenty sets would be owed: one request more or less is a large step, and a bootstrap interval that closes on 0% or 100% is an
+# artefact of few requests (with 0 of 8, anything up to about a third is possible).
 #
 # ### The same topics, or new ones?
 #
@@ -1200,7 +1205,7 @@ beside.style.hide(axis="index").set_uuid("papers").set_properties(**{"text-align
 
 # %% [markdown]
 # These are not the same experiment. Their models are at least ten times larger, their safety was trained at length, their prompts and judges are
-# others; ours learnt to refuse from a small adapter that changes weights all over the model. What carries over is the *procedure*, and
+# others; ours learnt to refuse from a small adapter on layers 8 to 29 of 30. What carries over is the *procedure*, and
 # above all its controls. Whether the *result* carries over stands in your table.
 #
 # ## What this shows, and what it does not

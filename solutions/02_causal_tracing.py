@@ -213,7 +213,7 @@ assert np.all(np.diff(curves["share of the gap in log-odds"]) > 0.05)
 
 # %% [markdown]
 # Each neuron does about as much as the next. By answers the first two do nothing, and after the fourth nothing is left to
-# do: **a count saturates**, and which neuron gets the credit depends on the order. Probabilities are little better. Log-odds add up.
+# do: **a count saturates**, and which neuron gets the credit depends on the order. Probabilities are little better. Log-odds, here where the six write straight to the output, nearly add up.
 # (They have a weakness too: at the far end a large step in log-odds is a step from very unlikely to rather unlikely. So the tables have both,
 # and `is_safety_critical` asks for a *refusal change*, a change of probability, over 0.3.)
 #
@@ -584,13 +584,13 @@ reveal("02.p3", enough_most)
 
 # %% [markdown]
 # Look at the sums. They need not be 1: whoever hands on what another one brought is counted again. But both directions count the same parts, so in a
-# model without backups or partners the two sums would be alike. A smaller sum on the left is what **parts that stand in for each other** look like: take
-# one harmful part away and the rest still refuses, while each alone brings a good deal. (Log-odds also bend between their ends; so take it as a hint, and
-# test it. We will.)
+# model where effects simply add the two sums would be alike. A smaller sum on the left *fits* **parts that stand in for each other**: take
+# one harmful part away and the rest still refuses, while each alone brings a good deal. It also fits a score that bends between its ends. So take it as a hint, and
+# test it. We will.
 #
 # ### The peaks again, with the whole score and a control
 #
-# For the control, the donor is *another prompt of the run's own class*: a patch of the same size at the same place, without the difference in harm. Twenty draws. (These
+# For the control, the donor is *another prompt of the run's own class*: a patch at the same place, mostly a *larger* change, without the difference in harm. Twenty draws. (These
 # peaks were found on the same pairs, and so look a little better than they are.)
 
 # %%
@@ -609,7 +609,11 @@ print(f"{int(again.beyond_control.sum())} of {len(again)} rows lie above all twe
 again[columns].round(2)
 
 # %% [markdown]
+# A peak that shrinks under the whole score belonged to the first token, and not to refusing. (`low` and `high` are by the whole score and the controls by the quick one: compare `beyond_control` only.)
+#
 # ### Needed or enough?
+#
+# In the picture both words only mean: over a tenth of the gap.
 
 # %%
 wide = at_last.pivot_table(index=["layer", "component"], columns="direction", values="share_of_gap")[list(DIRECTIONS)]
@@ -636,7 +640,7 @@ print(
 # ### Heads
 #
 # Which heads bring the news? They are **ranked on the method topics**, and reported on the test topics: of 270 heads some will look good by luck (of intervals above 0, chance
-# alone gives about one in forty).
+# alone gives one in forty at best, and with twelve pairs more).
 
 # %%
 method = equal_length(tokenizer, load_pairs("method"))[::7][:12]
@@ -713,7 +717,9 @@ readings = {
 print(readings.get((left, right), "No sign here that heads stand in for each other, or need each other."))
 
 # %% [markdown]
-# Whatever it says: the gap between the two lines is what a table of single heads could never have told you.
+# The gap between the two lines is what a table of single heads could never have told you. But if the group does more than its sum in *both* directions, by about as much, then
+# the test has not told backups from a bent scale; only a gap on the left without one on the right would speak for backups. (The heads were ranked by what they bring, not by
+# what is lost without them.)
 #
 # ## 6 · Noise instead of a twin
 #
@@ -829,7 +835,8 @@ print(
 )
 
 # %% [markdown]
-# Read the correlations first: they say how far both tell one story. Where they part, there are three reasons (Zhang and Nanda 2024 met them on other tasks):
+# The correlations say how far both tell one story; they are flattered by the many cells where both find nothing, and by the MLP of layer 0. So look at the panels. Where the two
+# part, there may be three reasons (the second is in Zhang and Nanda 2024; the others are ours, and not tested here):
 #
 # * **They ask different questions.** The twin keeps everything but harm: a request is still a request. Noise takes away *all* of the words, so what mends the run need
 #   not have to do with harm.
@@ -837,8 +844,8 @@ print(
 #   what it does in a real run.
 # * **Noise does not break to a known place.** A twin ends as a request that is answered. Noise ends anywhere, and so a *share* of what was lost has another size.
 #
-# And windows: where six layers in a row bring back more than any of them alone, as in ROME, that is no contradiction. It says that **layers work together**, and
-# that a window's peak lies wherever neighbours help each other, not where one of them decides.
+# And windows: where six layers in a row bring back more than any of them alone, as in ROME, that is no contradiction: six effects that merely add
+# up also exceed the largest of them. Only a window above the *sum* of its layers would say that they work together. So a window's peak shows a region, not a layer.
 #
 # ## What this shows, and what it does not
 #

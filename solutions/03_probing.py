@@ -248,7 +248,7 @@ def my_erased(x, labels):
 erased = check("03.4", my_erased)
 
 # %% [markdown]
-# On the box: erase at the last token before one layer at a time, and count refusals. Beside it, erasers of 20 random labellings that
+# On the box: erase at the last token before one layer at a time, and look at the refusal log-odds. Beside it, erasers of 20 random labellings that
 # take one dimension too.
 
 # %%
@@ -373,9 +373,10 @@ pd.DataFrame({name: t.loc[t.accuracy.idxmax()] for name, t in tables.items()}).T
 ].astype(float).round(2)
 
 # %% [markdown]
-# Three things to look for. *What do the words alone give?* Only what lies above that band is more than vocabulary. *What does the base know?* Whatever its
-# curve shows is not the product of safety tuning. *Is selectivity below zero somewhere?* There the frame is easier to read than harm. (The best layer was picked on these
-# same folds, which flatters it a little; the test topics below had no part in that.)
+# Three things to look for. *What do the words alone give?* What lies inside that band needs no more than vocabulary. Nor is all above it more: the mean of the
+# request before layer 0 is vocabulary too, read through embeddings. Take the higher of the two as the bar. *What does the base know?* Whatever its curve shows is not the product of *our
+# adapter*; the base was instruction-tuned by others. *Is selectivity below zero somewhere?* There the frame is easier to read than harm. (The best layer was picked on these
+# same folds; judge it by the test topics of section 7.)
 #
 # ### How strong may a probe be?
 #
@@ -407,6 +408,9 @@ show(
 )  # fmt: skip
 
 # %% [markdown]
+# Look at the left end too. By Hewitt and Liang's measure a probe that learns random labels of frames nearly as well as harm is hardly selective. Where the weakest probe, or the
+# difference of means, reads harm about as well with far less freedom, prefer that one.
+#
 # ### To see it
 #
 # The two widest axes of the method prompts, layer by layer; harm was not asked for.
@@ -542,6 +546,9 @@ for name, row in (
     print(f"{name:30} {row.mean():.0%} ({low:.0%} to {high:.0%}, n = {len(row)})")
 
 # %% [markdown]
+# Compare with the folds. How far does accuracy fall on the test topics, and on the kind never fitted on? Where that interval reaches down to what words alone gave, a reading of harm
+# beyond the known kinds has not been shown.
+#
 # ## 8 · Who reads, who writes, on the real model
 #
 # Four directions at one layer: the probe's, the difference of means, the probe's *at the request's last token*, and harm erased by LEACE. The first three are
@@ -603,13 +610,16 @@ print(
 )
 
 # %% [markdown]
-# A row is evidence only if its log-odds lie below the random band **and** its KL is small. The probe may well read what the model does not use: its
-# direction is chosen to *separate*, not to act.
+# A row is evidence only if its log-odds lie below the random band **and** its KL is small; and the band holds for the three ablations only. (These harmless prompts are
+# twins, nearer to the border than lesson 01's plain requests, so do not compare the KL of the two lessons.) LEACE has its own control, in the last line. Mind what it does: it
+# moves *both* classes to their common mean, so harmless requests change as well. And the erasers "before every layer" were each fitted on the intact model; Belrose
+# et al. fit each on a stream that is already erased below. The probe may well read what the model does not use: its direction is chosen to *separate*, not to act.
 #
 # ### Two tokens, two questions
 #
 # Zhao et al. (2025) report that harmfulness is represented at the request's last token and refusal at the template's last; Leong et al. (2025) that aligned
 # models rest their safety on the template. Add each place's own difference of means, *at its own place only*, to harmless requests: which one makes the model refuse?
+# (This does not test Zhao et al.'s claim: on their account *both* lead to refusal, one by way of a judgement, and to part them one must ask the model whether it finds the request harmful.)
 # Mind the layer: what is added to the request's token late comes too late for the template's tokens to read much of it, and the two differences differ in length.
 
 # %%
@@ -730,9 +740,12 @@ show(
 print("The best readers do more than all random draws at the largest dose:", bool(dose[-1] > chance[-1].max()))
 
 # %% [markdown]
+# Do not take the last line for proof either way. The random heads come from all layers, the readers mostly from the upper half, and each is pushed by its own spread; and look what
+# the larger doses cost.
+#
 # ## What this shows, and what it does not
 #
-# **It shows** where harm can be read linearly on topics never seen, how much of that the words or the untuned model give already, and whether
+# **It shows** where harm can be read linearly on new topics of known kinds, how much of that the words or the untuned model give already, and whether
 # taking it away changes what the model does.
 #
 # **It does not show**

@@ -362,12 +362,13 @@ for name, places in kinds_of_head.items():
 #
 # ## 5 · Is it the circuit?
 #
-# Say you have a list of parts. Four tests (Wang et al. 2023):
+# Say you have a list of parts. Three tests after Wang et al. (2023), simplified, and one of our own:
 #
 # * **Faithful:** ablate *everything else*. Does the circuit still do it?
-# * **Complete:** ablate *the circuit*. Is anything left?
-# * **Minimal:** drop one member. Does the circuit miss it?
-# * **Against chance:** does a random circuit of the same size do as well?
+# * **Complete** (short form): ablate *the circuit*. Is anything left? Wang et al. ask more: without any part of it, circuit and model should still agree
+#   (`Ablator.incompleteness`).
+# * **Minimal** (short form): drop one member. Does the circuit miss it? Wang et al. allow others to be dropped beside it, or a backup would hide it.
+# * **Against chance** (ours): does a random circuit of the same size do as well?
 #
 # {{exercise 04.4}}
 #
@@ -486,6 +487,9 @@ pd.DataFrame(by_kind).set_index("ablation").round(2)
 # | safety evaluation | a neuron whose effect reaches the answer by way of others |
 # | refusal decision | a head that looks elsewhere |
 # | refusal token | a neuron that writes most of its effect straight onto the refusal's first token |
+#
+# These are *names by two simple measures*, and no findings about function. A "decision" head is any head that matters and looks elsewhere; it may only pass things on. The lines
+# between the names (0.4 of the attention, half of the effect) are ours: on the boxes they can be checked, on the real model not.
 
 # %%
 from helpers.circuit_plot import circuit_graph, circuit_words
@@ -681,8 +685,8 @@ beside
 # %% [markdown]
 # ### What could prove it wrong
 #
-# Two controls for the map itself. **Shuffled labels:** in half of the pairs harmful and harmless change places; whatever is found now is luck. **The base
-# model**, which never learned to refuse: the same request words, the same measure.
+# Two controls for the map itself. **Shuffled labels:** in half of the pairs harmful and harmless change places; whatever is found now is a false find. **The base
+# model**, which never learned to refuse: the same request words, the same measure. Their search is smaller (fewer candidates, fewer pairs): compare shares of candidates, not counts.
 
 # %%
 labels = {
@@ -790,6 +794,7 @@ print(
 #
 # **It does not show**
 #
+# * that a stage does what its name says.
 # * that what is not on the list plays no part. Backups hide, spread-out stages stay under the threshold, and neurons were tried only if the guess proposed them.
 # * a circuit for refusing as such. The pairs differ in a few words; what all requests share (the template, the wish to answer) is the same in both runs.
 # * anything about later tokens. The measure is the first one.
@@ -803,7 +808,7 @@ quiz("04")
 # %% [markdown]
 # ## Where to read on
 #
-# * **Wang, Variengien, Conmy, Shlegeris, Steinhardt (2023)**, *Interpretability in the Wild*. Path patching, and the criteria of section 5. *Ours differs:* refusal
+# * **Wang, Variengien, Conmy, Shlegeris, Steinhardt (2023)**, *Interpretability in the Wild*. Path patching, and the criteria of section 5 in full. *Ours differs:* refusal
 #   instead of names, and shares counted from the empty model.
 # * **Conmy, Mavor-Parker, Lynch, Heimersheim, Garriga-Alonso (2023)**, *Towards Automated Circuit Discovery*. *Ours differs:* heads are not split into queries, keys and values,
 #   and on the real model the graph is pruned first.

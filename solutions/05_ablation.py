@@ -763,7 +763,7 @@ print(
 )
 
 # %% [markdown]
-# The lower left corner is where a discovery lies. The lines between the verdicts are ours, and a reader may draw others: that is why all the figures are in the table.
+# The lower left corner is where a discovery lies. (`as_low` is measured on few requests, and perplexity on two paragraphs of 24 tokens: there doubling means something, ten per cent does not.) The lines between the verdicts are ours, and a reader may draw others: that is why all the figures are in the table.
 #
 # ## 8 · Not refusing is not helping
 #
