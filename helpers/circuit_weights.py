@@ -13,10 +13,9 @@ import torch
 from torch import nn
 
 from .ablation import heads_by_layer
+from .glassbox_truth import STAGES, is_neuron_stage
 from .mean_ablation import Place, neurons_by_layer
 from .models import UnknownArchitecture, attention_of, dims_of, down_projection_of, layers_of, mlp_of, out_projection_of
-
-STAGES = ("detection_heads", "evaluation_neurons", "decision_components", "production_neurons")
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ def places_of_circuit(model, circuit) -> tuple[dict[int, list[int]], dict[int, l
     parts: dict[str, list] = {"head": [], "neuron": []}
     for stage in STAGES:
         for place in getattr(circuit, stage) or ():
-            kind, pair = _kind_and_place(place, "neuron" if stage.endswith("neurons") else "head")
+            kind, pair = _kind_and_place(place, "neuron" if is_neuron_stage(stage) else "head")
             parts[kind].append(pair)
     if not any(parts.values()):
         raise ValueError("This circuit is empty: there is nothing to train in it.")

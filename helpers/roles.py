@@ -71,11 +71,18 @@ def template_ends(tokenizer) -> tuple[int, int]:
     return len(shared_prefix(tokenizer, list(PROBES))), len(os.path.commonprefix([row[::-1] for row in rows]))
 
 
+def members(pair) -> tuple[str, str]:
+    """(harmful, harmless) of a `Pair`, or of a plain tuple of two texts. Raises ValueError for anything else."""
+    if hasattr(pair, "harmful"):
+        return pair.harmful, pair.harmless
+    if isinstance(pair, tuple | list) and len(pair) == 2:
+        return pair[0], pair[1]
+    raise ValueError(f"A pair is (harmful, harmless), or one of load_pairs(); {str(pair)[:40]!r} is not.")
+
+
 def equal_length(tokenizer, pairs: Sequence, count: int | None = None) -> list:
-    """Those pairs (with `.harmful` and `.harmless`) whose two requests have equally many tokens; the first `count`."""
-    sides = [
-        tokenize(tokenizer, chat_text(tokenizer, [getattr(p, side) for p in pairs])) for side in ("harmful", "harmless")
-    ]
+    """Those pairs whose two members have equally many tokens; only they can be patched token by token. The first `count`."""
+    sides = [tokenize(tokenizer, chat_text(tokenizer, [members(p)[i] for p in pairs])) for i in (0, 1)]
     return [p for p, a, b in zip(pairs, *sides, strict=True) if len(a) == len(b)][:count]
 
 

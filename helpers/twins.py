@@ -18,6 +18,7 @@ from .hooks import edit, record
 from .models import body_of, dims_of, final_norm_of, layers_of, unembedding_of
 from .prompts import chat_text, check_prompts, pad, pad_token_id, tokenize
 from .refusal import refusal_score_of
+from .roles import members
 from .shared_prefix import shared_prefix
 
 SIDES = ("harmful", "harmless")
@@ -43,21 +44,6 @@ def _fixed_cache(model, prefix: Sequence[int]) -> DynamicCache:
         layer.keys, layer.values = kept.keys, kept.values
         cache.layers.append(layer)
     return cache
-
-
-def same_length(tokenizer, pairs: Sequence) -> list:
-    """Those pairs whose two members have equally many tokens; only they can be patched token by token."""
-    sides = [tokenize(tokenizer, chat_text(tokenizer, [members(p)[i] for p in pairs])) for i in (0, 1)]
-    return [p for p, a, b in zip(pairs, *sides, strict=True) if len(a) == len(b)]
-
-
-def members(pair) -> tuple[str, str]:
-    """(harmful, harmless) of a `Pair`, or of a plain tuple of two texts. Raises ValueError for anything else."""
-    if hasattr(pair, "harmful"):
-        return pair.harmful, pair.harmless
-    if isinstance(pair, tuple | list) and len(pair) == 2:
-        return pair[0], pair[1]
-    raise ValueError(f"A pair is (harmful, harmless), or one of load_pairs(); {str(pair)[:40]!r} is not.")
 
 
 def swapped(pairs: Sequence, seed: int = 0) -> list[tuple[str, str]]:
@@ -87,7 +73,7 @@ class Twins:
         if unequal:
             raise ValueError(
                 f"{len(unequal)} of {len(self.pairs)} pairs have members of unequal length, the first is pair {unequal[0]}: "
-                "their places do not match. Keep the others, by pairs = same_length(tokenizer, pairs)."
+                "their places do not match. Keep the others, by pairs = equal_length(tokenizer, pairs)."
             )
         self.tokens = _first_tokens(model, tokenizer) if tokens is None else sorted(set(tokens))
         prefix = shared_prefix(tokenizer, [*texts[0], *texts[1]])
@@ -115,16 +101,18 @@ class Twins:
     def logits(self, side: str = "harmful", edits: Iterable = (), times: int = 1) -> torch.Tensor:
         """Of the answer's first token, [times * pair, vocabulary], with these edits (of `hooks.edit`); the batch is
         repeated `times`, so that an edit may treat its copies apart."""
-        cached = {"past_key_values": self._cache, "use_cache": True} if self._cache else {"use_cache": False}
         with edit(self.model, list(edits)):
-            out = self.model(
-                input_ids=self.ids[side].repeat(times, 1),
-                attention_mask=self._mask.repeat(times, 1),
-                position_ids=self._positions.repeat(times, 1),
-                logits_to_keep=1,
-                **cached,
-            )
+            out = self.model(**self.inputs(side, times), logits_to_keep=1)
         return out.logits[:, -1].float()
+
+    def inputs(self, side: str, times: int = 1) -> dict:
+        """What the model is called with: one side's tokens behind the shared beginning, the batch repeated `times`."""
+        return {
+            "input_ids": self.ids[side].repeat(times, 1),
+            "attention_mask": self._mask.repeat(times, 1),
+            "position_ids": self._positions.repeat(times, 1),
+            **({"past_key_values": self._cache, "use_cache": True} if self._cache else {"use_cache": False}),
+        }
 
     def odds_of(self, logits: torch.Tensor) -> torch.Tensor:
         """Log-odds of a refusal's first token, [...], from logits [..., vocabulary]."""
@@ -216,15 +204,8 @@ def attention_weights(twins: Twins, side: str = "harmful", keep: Callable | None
 
     keep: takes one layer's weights and returns the part to keep. The edits of `hooks.edit` around this call hold here too.
     """
-    cached = {"past_key_values": twins._cache, "use_cache": True} if twins._cache else {"use_cache": False}
     with eager_attention(twins.model):
-        out = body_of(twins.model)(
-            input_ids=twins.ids[side],
-            attention_mask=twins._mask,
-            position_ids=twins._positions,
-            output_attentions=True,
-            **cached,
-        )
+        out = body_of(twins.model)(**twins.inputs(side), output_attentions=True)
     return [weights.float() if keep is None else keep(weights.float()) for weights in out.attentions]
 
 

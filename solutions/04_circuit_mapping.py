@@ -31,7 +31,8 @@ from helpers.glassbox import KINDS, Node, glassbox_prompts, load_glassbox, score
 from helpers.models import load_model
 from helpers.plots import CONTROL, bars, lines_with_band, show
 from helpers.quiz import quiz, reveal
-from helpers.twins import Twins, same_length, swapped
+from helpers.roles import equal_length
+from helpers.twins import Twins, swapped
 
 model, tokenizer = load_model("smollm2-135m-refusal")  # the one that says no
 base, _ = load_model("smollm2-135m")  # the same model, before it learned to
@@ -543,7 +544,7 @@ rng = np.random.default_rng(0)
 
 def some(split, n):
     """n pairs of equal length, drawn once."""
-    pairs = same_length(tokenizer, load_pairs(split))
+    pairs = equal_length(tokenizer, load_pairs(split))
     return [pairs[i] for i in rng.permutation(len(pairs))[:n]]
 
 

@@ -8,7 +8,8 @@ from families import CONFIGS, CharTokenizer, tiny
 from naive_twins import PAIRS, TOKENS, twins_of
 
 from helpers.glassbox import glassbox_prompts, load_glassbox
-from helpers.twins import SIDES, Twins, attention_weights, members, same_length, swapped
+from helpers.roles import equal_length, members
+from helpers.twins import SIDES, Twins, attention_weights, swapped
 
 
 @pytest.mark.parametrize("family", CONFIGS)
@@ -57,7 +58,7 @@ def test_attention_is_a_distribution_over_what_stands_before():
 def test_only_pairs_of_one_length_are_kept_and_swapped_half_and_half():
     tokenizer = CharTokenizer()
     mixed = [*PAIRS, ("one", "three")]
-    assert same_length(tokenizer, mixed) == PAIRS
+    assert equal_length(tokenizer, mixed) == PAIRS
     turned = swapped(PAIRS * 4, seed=1)
     backwards = [a == b[::-1] and a != b for a, b in zip(turned, PAIRS * 4, strict=True)]
     assert sum(backwards) == 6 and turned != swapped(PAIRS * 4, seed=2)
@@ -67,7 +68,7 @@ def test_bad_input_gets_one_sentence():
     model, tokenizer = tiny("llama"), CharTokenizer()
     with pytest.raises(ValueError, match="at least two"):
         Twins(model, tokenizer, PAIRS[:1], TOKENS)
-    with pytest.raises(ValueError, match="1 of 3 pairs .* pair 2.*same_length"):
+    with pytest.raises(ValueError, match="1 of 3 pairs .* pair 2.*equal_length"):
         Twins(model, tokenizer, [*PAIRS[:2], ("one", "three")], TOKENS)
     with pytest.raises(ValueError, match="A pair is"):
         members("steal cars")
