@@ -1,0 +1,193 @@
+"""Train the robust adapters of lesson 07: a short further stage on the shipped adapter `refusal`, one for each idea.
+
+    python -m tools.train_robust_adapters distributed --seed 0      # some minutes on one core; all start from `refusal`
+
+plain        the same stage without a defence: what every idea is compared with
+distributed  half of the batches are trained while the model's own refusal directions, found anew as they move, or
+             random neurons, are ablated (after ReFAT: Yu et al. 2024, arXiv 2409.20089)
+redundant    half of the batches are trained while the shipped adapter's direction is cut: a second path
+entangled    half of the batches are trained, with the model's own directions cut, to fall silent: what removes refusal
+             removes the answers to everything else too
+
+A seed sets the order of the data, and which directions and neurons are ablated; every one starts from the same weights.
+"""
+
+import argparse
+import json
+import random
+import time
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from helpers import prompts as P
+from helpers.cache import cache_dir
+from helpers.models import load_model
+from helpers.weights import adapter_folder
+from tools.refusal_examples import TEACH, Example
+from tools.robust_attacks import FIRSTS, Directions, cut, drop_neurons, residuals
+from tools.robust_data import stage_examples
+from tools.train_refusal_adapter import Sampler, answer_logits, drift, loss_of, save, wrap
+
+IDEAS = ("plain", "distributed", "redundant", "entangled")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """The further training. batch: examples a step, in two halves, of which `attacked` (a share) are under attack."""
+
+    idea: str
+    seed: int = 0
+    steps: int = 50
+    rate: float = 6e-4
+    batch: int = 16
+    harmful_share: float = 0.38
+    later_weight: float = 0.5
+    prose_weight: float = 1.0
+    attacked: float = 0.5
+    answer_tokens: int = 10  # of each answer, refusals too: the shipped adapter knows how to go on
+    depth: int = 1  # how many nested directions are found at a time
+    remembered: int = 1  # how many directions are known at a time
+    refit_every: int = 7
+    neurons: float = 0.15  # the share that is ablated, in a share of the draws
+    neuron_draws: float = 0.25
+    silence_weight: float = 0.5
+    enough: float = 0.5  # nats: the model is silent enough, and is pushed no further
+
+
+def silence(model, tokenizer, half: list[Example], enough: float) -> torch.Tensor:
+    """How far the model is from ending its answers at once: -log p(end) at the first token, held above `enough`.
+
+    Not on prose without a template: it hardly has the direction, so cut and uncut are the same to the model there, and training
+    it to fall silent raised the KL on uncut prose to more than a nat.
+    """
+    first = torch.stack([logits[0] for logits in answer_logits(model, tokenizer, half)])
+    return -first.log_softmax(-1)[:, tokenizer.eos_token_id].clamp(max=-enough).mean()
+
+
+# What differs from idea to idea.
+STAGES = {
+    "plain": {},
+    "distributed": {"steps": 90, "depth": 2, "remembered": 8, "refit_every": 5},
+    "redundant": {},
+    "entangled": {},
+}
+
+
+class Attacker:
+    """Draws what a half batch is trained under."""
+
+    def __init__(self, model, tokenizer, stage: Stage, examples: list[Example]):
+        self.model, self.stage, self.rng = model, stage, random.Random(stage.seed + 11)
+        self.directions = Directions(model, tokenizer, examples, self.rng)
+        self.pool: list[torch.Tensor] = []  # unit directions, the newest last
+        if stage.idea != "plain":
+            self.pool += self.directions.nested(1, (16,))
+
+    def refit(self, step: int) -> None:
+        """Find the directions anew; the one of the redundant idea is the shipped adapter's, and stays.
+
+        A direction that was found before stays in the pool for a while: else the model goes back to it.
+        """
+        if self.stage.idea in ("distributed", "entangled") and step and step % self.stage.refit_every == 0:
+            with torch.autocast("cpu", torch.bfloat16):
+                self.pool += self.directions.nested(self.stage.depth)
+            self.pool = self.pool[-self.stage.remembered :]
+
+    def draw(self):
+        """A context manager."""
+        if self.stage.idea == "distributed" and self.rng.random() < self.stage.neuron_draws:
+            return drop_neurons(self.model, self.rng, self.pool[-1], self.stage.neurons)
+        chosen = self.pool[-self.stage.depth :]
+        if self.stage.idea == "distributed":
+            older = self.pool[: -self.stage.depth]
+            chosen = chosen[: self.rng.randint(1, len(chosen))]
+            chosen = chosen + self.rng.sample(older, self.rng.randint(0, min(2, len(older))))
+        basis, _ = torch.linalg.qr(torch.stack(list(chosen)).T)
+        return cut(self.model, basis.T.contiguous(), self.rng.choice(FIRSTS))
+
+
+@torch.no_grad()
+def quick_check(model, tokenizer, count: int = 24) -> str:
+    """First-token chance of a refusal opening over 1/2, uncut and with the direction re-fitted and cut."""
+    pairs = P.load_pairs("validation")[:count]
+    firsts = sorted({tokenizer(x, add_special_tokens=False)["input_ids"][0] for x in TEACH["openings"].values()})
+    seen = residuals(model, tokenizer, [p.harmful for p in pairs] + [p.harmless for p in pairs])[:, 16]
+    basis = torch.nn.functional.normalize(seen[:count].mean(0) - seen[count:].mean(0), dim=0)[None]
+    said = []
+    for context in (nullcontext(), cut(model, basis, 12)):
+        with context:
+            for group in ("harmful", "harmless"):
+                (batch,) = P.token_batches(tokenizer, [getattr(p, group) for p in pairs], count)
+                p = model(**batch.inputs(), logits_to_keep=1).logits[:, -1].float().softmax(-1)[:, firsts].sum(-1)
+                said.append(float((p > 0.5).float().mean()))
+    return "harmful {:.2f} twins {:.2f}; direction cut: harmful {:.2f} twins {:.2f}".format(*said)
+
+
+def train(out: Path, stage: Stage, log=print) -> None:
+    """Train one adapter, and save it in fp16 under `out`."""
+    torch.manual_seed(stage.seed)
+    base, tokenizer = load_model("smollm2-135m", device="cpu", dtype=torch.bfloat16)
+    examples, prose = stage_examples(base, tokenizer)
+    examples = [replace(e, answer=e.answer[: stage.answer_tokens]) for e in examples]
+    model = wrap(base, stage, adapter_folder("refusal"))
+    attacker, sampler = Attacker(model, tokenizer, stage, examples), Sampler(examples, stage)
+    weights = [p for p in model.parameters() if p.requires_grad]
+    optimiser = torch.optim.AdamW(weights, lr=stage.rate, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, stage.rate, stage.steps, pct_start=0.1)
+    begun, seen = time.time(), {"clean": [], "attacked": [], "prose": []}
+    for step in range(stage.steps):
+        attacker.refit(step)
+        halves = sampler.step()
+        attacker.rng.shuffle(halves)
+        texts = prose[torch.randint(len(prose), (4,))]
+        for i, half in enumerate(halves):
+            attacked = stage.idea != "plain" and i < 2 * stage.attacked
+            with attacker.draw() if attacked else nullcontext(), torch.autocast("cpu", torch.bfloat16):
+                if attacked and stage.idea == "entangled":
+                    loss = stage.silence_weight * silence(model, tokenizer, half, stage.enough)
+                else:
+                    loss, _ = loss_of(model, tokenizer, half, stage.later_weight)
+            (loss / 2).backward()
+            seen["attacked" if attacked else "clean"].append(loss.item())
+        if step % 2:  # every other step, and twice as much
+            with torch.autocast("cpu", torch.bfloat16):
+                away = drift(model, texts)
+            (2 * stage.prose_weight * away).backward()
+            seen["prose"].append(away.item())
+        torch.nn.utils.clip_grad_norm_(weights, 1.0)
+        optimiser.step()
+        schedule.step()
+        optimiser.zero_grad()
+        if step % 10 == 9:
+            means = ", ".join(f"{name} {np.mean(x[-10:]):.3f}" for name, x in seen.items() if x)
+            log(f"{step + 1}/{stage.steps}: {means}; {time.time() - begun:.0f} s", flush=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        log(quick_check(model, tokenizer), flush=True)
+    save(model, out)
+    (out / "recipe.json").write_text(json.dumps(asdict(stage), indent=1) + "\n", encoding="utf-8")
+    log(f"saved {out.name} after {time.time() - begun:.0f} s", flush=True)
+
+
+def folder_of(idea: str, seed: int) -> Path:
+    """Where a trained adapter is kept until it ships."""
+    return cache_dir() / "robust" / f"{idea}-{seed}"
+
+
+def main() -> None:
+    """Parse the command line and train."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("ideas", nargs="+", choices=IDEAS)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    for idea in args.ideas:
+        out = args.out or folder_of(idea, args.seed)
+        train(out, Stage(idea, seed=args.seed, **STAGES[idea]))
+
+
+if __name__ == "__main__":
+    main()
