@@ -1,0 +1,47 @@
+"""What stands outside the lessons and still has to fit them: workflows, pre-commit, Binder, TEACHING.md."""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def test_pre_commit_uses_the_ruff_that_is_tested():
+    pinned = re.search(r"^ruff==(\S+)", (ROOT / "constraints.txt").read_text(encoding="utf-8"), re.MULTILINE)[1]
+    repos = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))["repos"]
+    assert next(repo["rev"] for repo in repos if "ruff" in repo["repo"]) == f"v{pinned}"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / ".github" / "workflows").glob("*.yml")), ids=lambda path: path.stem)
+def test_workflows_run_files_that_are_here(path):
+    workflow = yaml.safe_load(path.read_text(encoding="utf-8"))
+    steps = [step for job in workflow["jobs"].values() for step in job["steps"]]
+    assert all(set(step) & {"uses", "run"} for step in steps)
+    for command in (step["run"] for step in steps if "run" in step):
+        for module in re.findall(r"-m (tools\.\w+|helpers\.\w+)", command):
+            assert (ROOT / f"{module.replace('.', '/')}.py").exists()
+        for file in re.findall(r"bash (\S+)", command):
+            assert (ROOT / file).exists()
+
+
+def test_binder_installs_what_the_course_names():
+    lines = (ROOT / "binder" / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    named = [line.split()[1] for line in lines if line.startswith(("-r", "-c"))]
+    assert [(ROOT / "binder" / name).resolve().exists() for name in named] == [True, True]
+    assert (ROOT / "binder" / "runtime.txt").read_text(encoding="utf-8").strip() == "python-3.11"
+    if shutil.which("bash"):
+        subprocess.run(["bash", "-n", ROOT / "binder" / "postBuild"], check=True)
+
+
+@pytest.mark.parametrize("name", ["TEACHING.md", "README.md"])
+def test_what_the_guides_name_is_there(name):
+    text = (ROOT / name).read_text(encoding="utf-8")
+    for module in re.findall(r"python3? -m (tools\.\w+|helpers\.\w+)", text):
+        assert (ROOT / f"{module.replace('.', '/')}.py").exists(), module
+    for path in re.findall(r"`((?:solutions|classroom|binder|helpers|quizzes|lessons|tools)/[\w./]+)`", text):
+        assert (ROOT / path).exists() or "NN_" in path, path
