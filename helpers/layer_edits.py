@@ -1,0 +1,145 @@
+"""Small fine-tuning edits in many places, one at a time, and what the same places' ablation does. Taught in lesson 06.
+
+If a method says *here it sits*, one would think that here it is also best changed. Hase et al. 2023 ("Does localization
+inform editing?") found for facts that it is not so. To ask this of refusal, each place gets the same few steps of
+training: answer the harmful request's first token as its harmless twin would. Nothing harmful is learned by that.
+
+Only the blocks from the place on are run, on the streams of the untouched model below. The beginning that all prompts share is
+read by the untouched weights, as by a server that has cached its system prompt.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import numpy as np
+import torch
+
+from .faithfulness import Ablator
+from .finetuning import LARGEST
+from .hooks import edit
+from .models import layers_of, mlp_of
+from .twins import SIDES, Twins
+
+
+def layer_places(model, layers: Iterable[int] | None = None) -> dict[int, dict[str, torch.Tensor]]:
+    """A place for each layer: all weights of its MLP, {layer: {parameter: booleans of its shape}}."""
+    names = {id(p): name for name, p in model.named_parameters()}
+    blocks = layers_of(model)
+    return {
+        layer: {names[id(p)]: torch.ones(p.shape, dtype=torch.bool) for p in mlp_of(blocks[layer]).parameters()}
+        for layer in (range(len(blocks)) if layers is None else layers)
+    }
+
+
+def edit_places(
+    train: Twins,
+    test: Twins,
+    places: Mapping,
+    rate: float,
+    steps: int,
+    each: Callable[[int, int], None] | None = None,
+) -> dict:
+    """{place: (log-odds of refusal lost on test pairs, [pair]; mean KL on their harmless twins, nats)}, each place edited alone.
+
+    places: {name: masks}, masks as those of `weight_masks` or `layer_places`: only what they mark is trained, by AdamW without decay.
+    Both batches are of one model, which is as before afterwards, also if this is interrupted. each: called with (done, all).
+    Raises ValueError for two models, an empty place, a weight outside of the blocks, 16 bits, and a large model.
+    """
+    model = train.model
+    if test.model is not model:
+        raise ValueError(
+            "Both batches must be of one model: an edit is made in the first one's and tried in the second one's."
+        )
+    if sum(p.numel() for p in model.parameters()) > LARGEST:
+        raise ValueError("The course removes refusal from its own small model only; this one is larger.")
+    if any(p.dtype != torch.float32 for p in model.parameters()):
+        raise ValueError("Small steps are rounded away in 16 bits: load the model with dtype=torch.float32.")
+    starts = {name: _lowest(model, masks, name) for name, masks in places.items()}
+    start_streams = [train.read("harmful", ["resid_pre"])["resid_pre"]]
+    start_streams += [test.read(side, ["resid_pre"])["resid_pre"] for side in SIDES]
+    with torch.no_grad():
+        wanted = train.logits("harmless").softmax(-1)
+        clean = [test.logits(side) for side in SIDES]
+    out = {}
+    for done, (name, masks) in enumerate(places.items(), 1):
+        first = starts[name]
+        streams = [x[first] for x in start_streams]
+        out[name] = _edited(train, test, masks, first, streams, wanted, clean, rate, steps)
+        if each:
+            each(done, len(places))
+    return out
+
+
+def _edited(train, test, masks, first, streams, wanted, clean, rate, steps) -> tuple[np.ndarray, float]:
+    """Train one place, measure, and put its weights back."""
+    named = dict(train.model.named_parameters())
+    weights = {name: named[name] for name in masks}
+    before = {name: (w.detach().clone(), w.requires_grad) for name, w in weights.items()}
+    handles = []
+    try:
+        for name, w in weights.items():
+            mask = masks[name].to(w.device)
+            w.requires_grad_(True)
+            if not bool(mask.all()):
+                handles.append(w.register_hook(lambda grad, mask=mask: grad * mask))
+        optimiser = torch.optim.AdamW(list(weights.values()), lr=rate, weight_decay=0.0)
+        for _ in range(steps):
+            optimiser.zero_grad()
+            with torch.enable_grad():
+                said = train.resume(first, streams[0]).log_softmax(-1)
+                (-(wanted * said).sum(-1).mean()).backward()
+            optimiser.step()
+        with torch.no_grad():
+            now = [test.resume(first, x) for x in streams[1:]]
+        lost = (test.odds_of(clean[0]) - test.odds_of(now[0])).cpu().numpy().astype(float)
+        before_log, after_log = clean[1].log_softmax(-1), now[1].log_softmax(-1)
+        return lost, float((before_log.exp() * (before_log - after_log)).sum(-1).mean())
+    finally:
+        for handle in handles:
+            handle.remove()
+        with torch.no_grad():
+            for name, (value, needed) in before.items():
+                weights[name].copy_(value)
+                weights[name].requires_grad_(needed)
+                weights[name].grad = None
+
+
+def _lowest(model, masks: Mapping[str, torch.Tensor], name) -> int:
+    """The first layer that holds a weight of this place, or a ValueError."""
+    if not masks or not any(bool(mask.any()) for mask in masks.values()):
+        raise ValueError(f"The place {name!r} holds no weights: there is nothing to train in it.")
+    owner = {id(p): i for i, block in enumerate(layers_of(model)) for p in block.parameters()}
+    named = dict(model.named_parameters())
+    for key in masks:
+        if key not in named or id(named[key]) not in owner:
+            raise ValueError(f"{key!r} is no weight of a block: places lie in attention and MLPs.")
+    return min(owner[id(named[key])] for key in masks)
+
+
+@torch.no_grad()
+def layer_ablations(
+    twins: Twins,
+    layers: Sequence[int],
+    kinds: Sequence[str],
+    each: Callable[[int, int], None] | None = None,
+) -> dict[str, np.ndarray]:
+    """Log-odds of refusal lost without each layer's MLP, {kind: [layer, pair]}; kinds as in `faithfulness.ABLATIONS`.
+
+    All kinds of a layer in one batch, from that layer on. each: called with (done, all).
+    """
+    fills = [Ablator(twins, kind).fill["neurons"] for kind in kinds]
+    touched = twins.real.clone()
+    if not twins.prefix:  # position 0, the attention sink, is left alone
+        touched[torch.arange(len(touched)), touched.int().argmax(-1)] = False
+    touched = touched[..., None].repeat(len(kinds), 1, 1).to(twins.model.device)
+    streams, before = twins.read("harmful", ["resid_pre"])["resid_pre"], twins.odds()
+    lost = {kind: np.zeros((len(layers), len(twins))) for kind in kinds}
+    for at, layer in enumerate(layers):
+        put = torch.cat([fill[layer] for fill in fills])
+        with edit(twins.model, [("neurons", layer, lambda x, put=put: torch.where(touched, put, x))]):
+            x = twins.block(layer, streams[layer].repeat(len(kinds), 1, 1))
+        odds = twins.odds_of(twins.resume(layer + 1, x)).cpu().numpy().reshape(len(kinds), -1)
+        for kind, row in zip(kinds, odds, strict=True):
+            lost[kind][at] = before - row
+        if each:
+            each(at + 1, len(layers))
+    return lost
