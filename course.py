@@ -4,6 +4,7 @@
     python course.py doctor     what is installed, what is wrong, and what to do about it
     python course.py test       run every test; what follows goes to pytest (test -k hooks)
     python course.py build      make the notebooks again from their sources (build 00 --check)
+    python course.py book       the lessons worked through as a web site, in _site/
 
 Each can be stopped at any moment: the next run goes on where it was cut.
 """
@@ -50,14 +51,14 @@ def parse(argv):
     parser = argparse.ArgumentParser(
         prog="course.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    if argv and argv[0] in ("test", "build", "doctor"):
+    if argv and argv[0] in ("test", "build", "book", "doctor"):
         return argparse.Namespace(command=argv[0], extra=list(argv[1:]))
     parser.add_argument("--no-browser", dest="browser", action="store_false", help="print the address only")
     parser.add_argument("--port", type=int, help="port of JupyterLab (left out: 8888, or the next free one)")
     parser.add_argument("--fresh", metavar="NN", help="copy lesson NN anew, beside yours, and open it")
     args, extra = parser.parse_known_args(argv)
     if extra:
-        parser.error(f"{' '.join(extra)!r} is not understood: give test, build, doctor, or nothing to start")
+        parser.error(f"{' '.join(extra)!r} is not understood: give test, build, book, doctor, or nothing to start")
     args.command = "start"
     return args
 
@@ -316,6 +317,16 @@ def build(args):
     return become([PYTHON, ROOT / "tools" / "build_lessons.py", *args.extra], child_env())
 
 
+def book(args):
+    ensure_environment()
+    if not run(PYTHON, "-m", "pip", "install", "--quiet", "-c", ROOT / "constraints.txt", "-e", ".[book]"):
+        raise Stop("What makes the book could not be installed: give the same command again.")
+    if not run(PYTHON, "-m", "sphinx", "-q", "-b", "html", "-c", ROOT / "book", *args.extra, ROOT, ROOT / "_site"):
+        raise Stop("The book could not be made: the lines above say where.")
+    print("The book is in _site/: open _site/index.html.")
+    return 0
+
+
 # --- doctor -------------------------------------------------------------------------------------------------
 
 PROBE = """
@@ -403,7 +414,7 @@ def main(argv=None):
     try:
         if problem:
             raise Stop(problem)
-        return {"start": start, "test": test, "build": build, "doctor": doctor}[args.command](args)
+        return {"start": start, "test": test, "build": build, "book": book, "doctor": doctor}[args.command](args)
     except Stop as stop:
         print(stop)
         return 1
