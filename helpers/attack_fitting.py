@@ -12,7 +12,7 @@ import torch
 
 from .directions import MAX_KL, ablation_of, kl_divergence, next_token_log_probs, searchable_layers, unit
 from .fresh_prefix import FreshPrefix
-from .hooks import edit, read, record
+from .hooks import edit, record
 from .mean_ablation import Place
 from .models import body_of, dims_of, layers_of, out_projection_of, weight_of
 from .neurons import write_onto
@@ -38,6 +38,23 @@ def in_context(model, tokenizer, prompts: Sequence[str], system: str | None = No
     rows = tokenize(tokenizer, texts)
     shared = list(os.path.commonprefix(rows))[: min(map(len, rows)) - 1]
     return FreshPrefix(model, shared) if shared else model
+
+
+def at_the_end(model, tokenizer, pairs: Sequence[Pair], site: str, layers: Sequence[int] | None = None) -> torch.Tensor:
+    """The difference of means at the template's last token, harmful minus harmless, [layer, width]: as `read`, but under the edits of
+    the moment, with what all prompts begin with read once a batch."""
+    layers = list(range(len(layers_of(model))) if layers is None else layers)
+    groups = both(pairs)
+    fresh, means = in_context(model, tokenizer, groups[0] + groups[1]), []
+    for prompts in groups:
+        total = 0.0
+        for batch in token_batches(tokenizer, prompts):
+            batch = batch.to(model.device)
+            with torch.no_grad(), record(model, [site], layers, keep=lambda x: x[:, -1].float().sum(0).cpu()) as seen:
+                fresh(**batch.inputs(), use_cache=True, logits_to_keep=1)
+            total = total + torch.stack([seen[site][layer] for layer in layers])
+        means.append(total / len(prompts))
+    return means[0] - means[1]
 
 
 @dataclass(frozen=True)
@@ -78,9 +95,9 @@ def choose_cut(
     harmful, harmless = check_prompts(harmful), check_prompts(harmless)
     score = packed(score or refusal_score_of(model, tokenizer))
     fresh = in_context(model, tokenizer, [*harmful, *harmless])
-    means = [read(model, tokenizer, group, ["resid_pre"], layers)["resid_pre"].mean(0) for group in both(fit)]
+    differences = at_the_end(model, tokenizer, fit, "resid_pre", layers)
     clean, found = next_token_log_probs(fresh, tokenizer, harmless), []
-    for difference, layer in zip(means[0] - means[1], layers, strict=True):
+    for difference, layer in zip(differences, layers, strict=True):
         for first in firsts:
             with ablation_of(model, unit(difference), first):
                 odds = float(score.log_odds(fresh, tokenizer, harmful, batch_size=32).mean())
@@ -117,18 +134,13 @@ def nested_basis(model, tokenizer, fit: Sequence[Pair], cut: Cut, count: int) ->
     Found in rounds: with all rows so far cut, the differences of means of all layers from the cut's own first on are read anew, and
     the widest axes of what is left of them join, as many as there are rows already (fewer, if nothing is left).
     """
-    harmful, harmless = both(fit)
     basis = cut.direction[None].clone()
     layers = list(range(max(cut.first, 1), len(layers_of(model))))
     while len(basis) < count:
         with subspace_cut(model, basis, cut.first):
-            means = [
-                read(model, tokenizer, group, ["resid_pre"], layers)["resid_pre"].mean(0)
-                for group in (harmful, harmless)
-            ]
-        left = torch.nn.functional.normalize(
-            means[0] - means[1], dim=-1
-        )  # else the last layers, the loudest, decide alone
+            left = at_the_end(model, tokenizer, fit, "resid_pre", layers)
+        # Each of length 1: else the last layers, the loudest, decide alone.
+        left = torch.nn.functional.normalize(left, dim=-1)
         left = left - (left @ basis.T) @ basis
         _, sizes, axes = torch.linalg.svd(left, full_matrices=False)
         new = axes[: min(len(basis), count - len(basis), int((sizes > 1e-4).sum()))]
@@ -174,9 +186,7 @@ def direction_held(model, direction: torch.Tensor, means: dict) -> Iterator[None
 
 def rank_by_write(model, tokenizer, fit: Sequence[Pair], direction: torch.Tensor, first: int = 0) -> list[Place]:
     """All neurons of layers from `first` on, by how much more they write onto a direction for harmful requests."""
-    harmful, harmless = both(fit)
-    means = [read(model, tokenizer, group, ["neurons"])["neurons"].mean(0) for group in (harmful, harmless)]
-    scores = (means[0] - means[1]) * write_onto(model, direction)
+    scores = at_the_end(model, tokenizer, fit, "neurons") * write_onto(model, direction)
     scores[:first] = float("-inf")
     order, width = scores.flatten().argsort(descending=True, stable=True).tolist(), scores.shape[1]
     return [(i // width, i % width) for i in order[: (len(scores) - first) * width]]
@@ -184,10 +194,8 @@ def rank_by_write(model, tokenizer, fit: Sequence[Pair], direction: torch.Tensor
 
 def top_heads(model, tokenizer, fit: Sequence[Pair], direction: torch.Tensor, count: int) -> list[Place]:
     """The attention heads that write most onto a direction for harmful requests, compared with harmless ones."""
-    harmful, harmless = both(fit)
-    dims = dims_of(model)
-    means = [read(model, tokenizer, group, ["z"])["z"].mean(0) for group in (harmful, harmless)]
+    dims, seen = dims_of(model), at_the_end(model, tokenizer, fit, "z")
     onto = [direction.cpu() @ weight_of(out_projection_of(layer)).detach().float().cpu() for layer in layers_of(model)]
-    scores = ((means[0] - means[1]) * torch.stack(onto)).view(dims.n_layers, dims.n_heads, dims.d_head).sum(-1)
+    scores = (seen * torch.stack(onto)).view(dims.n_layers, dims.n_heads, dims.d_head).sum(-1)
     order = scores.flatten().argsort(descending=True, stable=True)[:count].tolist()
     return [(i // dims.n_heads, i % dims.n_heads) for i in order]

@@ -29,7 +29,7 @@ from .attack_fitting import (
 )
 from .directions import MAX_KL, kl_divergence, next_token_log_probs
 from .hooks import add_direction
-from .mean_ablation import mean_ablated, template_means
+from .mean_ablation import Place, mean_ablated, template_means
 from .models import layers_of
 from .orthogonalise import orthogonalised
 from .packed_score import packed
@@ -37,7 +37,7 @@ from .prompts import Pair
 from .refusal import refusal_score_of
 from .weight_attacks import adapter_attacks, training_attacks
 
-SUBSPACES = (2, 4, 8, 16)
+SUBSPACES = (2, 4, 8)
 STRENGTHS = (0.25, 0.5, 1.0, 2.0)
 
 
@@ -59,7 +59,7 @@ def direction_attacks(
     """
     cut = cut or choose_cut(model, tokenizer, fit, both(choose)[0], harmless, layers, firsts)
     where = f"layer {cut.layer}, cut from {cut.first} on" + ("" if cut.cheap else f", at a KL of {cut.kl:.2f}")
-    means = write_means(model, tokenizer, both(fit)[1], cut.direction, cut.first)
+    means = write_means(model, tokenizer, both(fit)[1][:16], cut.direction, cut.first)
     strength = steering_strength(model, tokenizer, cut, both(choose)[0], harmless)
     basis = nested_basis(model, tokenizer, fit, cut, max(subspaces, default=1))
     chosen = list(range(cut.first, len(layers_of(model)))) if cut.first else None
@@ -99,16 +99,14 @@ def steering_strength(
 
 
 def neuron_attacks(
-    model, tokenizer, fit: Sequence[Pair], harmless: Sequence[str], cut: Cut, counts: Sequence[int] = (300, 1000, 3000)
+    model, tokenizer, ranked: Sequence[Place], harmless: Sequence[str], counts: Sequence[int] = (1000, 3000)
 ) -> list[Attack]:
-    """The neurons that write most onto the model's own direction, held at their harmless means; doses are neurons."""
-    ranked = rank_by_write(model, tokenizer, fit, cut.direction, cut.first)
+    """The first of a ranking of neurons (`rank_by_write`) held at their harmless means, place by place; doses are neurons."""
     means = template_means(model, tokenizer, harmless)
     return [
-        Attack("top neurons ablated", k, "neurons", hooked(lambda m, k=k: mean_ablated(m, ranked[:k], means)),
-               note=f"by write from layer {cut.first} on")
+        Attack("top neurons ablated", k, "neurons", hooked(lambda m, k=k: mean_ablated(m, ranked[:k], means)))
         for k in counts
-    ]  # fmt: skip
+    ]
 
 
 def attacks_on(
@@ -120,8 +118,8 @@ def attacks_on(
     layers: Sequence[int] | None = None,
     firsts: Sequence[int] = (0,),
     adapter: Path | None = None,
-    counts: Sequence[int] = (300, 1000, 3000),
-    steps: Sequence[int] = (4, 8),
+    counts: Sequence[int] = (1000, 3000),
+    steps: Sequence[int] = (3, 9),
 ) -> list[Attack]:
     """Every attack on this model, in growing doses, the untouched model first. Fitting them takes a minute or two.
 
@@ -129,11 +127,12 @@ def attacks_on(
     adapter that is merged into the model, for subtracting it. layers, firsts: as in `choose_cut`.
     """
     cut = choose_cut(model, tokenizer, fit, both(choose)[0], plain, layers, firsts)
+    ranked = rank_by_write(model, tokenizer, fit, cut.direction, cut.first)
     return [
         no_attack(),
         *prompt_attacks(),
         *(adapter_attacks(adapter) if adapter else []),
         *direction_attacks(model, tokenizer, fit, choose, plain, cut=cut),
-        *neuron_attacks(model, tokenizer, fit, both(fit)[1], cut, counts),
-        *training_attacks(model, tokenizer, fit, plain, cut, steps),
+        *neuron_attacks(model, tokenizer, ranked, both(fit)[1][:16], counts),
+        *training_attacks(model, tokenizer, fit, plain, cut, steps, ranked=ranked),
     ]

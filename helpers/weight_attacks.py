@@ -12,6 +12,7 @@ from .attack import Attack, weights_swapped
 from .attack_fitting import Cut, both, rank_by_write, top_heads
 from .circuit_weights import Circuit, weight_masks
 from .finetuning import PLACEHOLDER, check_trainable, examples, finetuned
+from .mean_ablation import Place
 from .models import down_projection_of, layers_of, merge_adapter, out_projection_of
 from .prompts import Pair, check_prompts
 from .refusal import generate
@@ -23,12 +24,13 @@ def training_attacks(
     fit: Sequence[Pair],
     plain: Sequence[str],
     cut: Cut,
-    steps: Sequence[int] = (4, 8),
+    steps: Sequence[int] = (3, 9),
     rate: float = 1e-3,
     benign_rate: float = 1e-4,
     neurons: int = 200,
     heads: int = 8,
-    batch_size: int = 3,
+    batch_size: int = 2,
+    ranked: Sequence[Place] | None = None,
 ) -> list[Attack]:
     """Targeted removal, and fine-tuning on benign data; doses are steps. Both train copies in 32 bits, here and now.
 
@@ -37,7 +39,7 @@ def training_attacks(
     answered by the model itself after `Sure!`: nothing harmful is in it (Qi et al. 2024). Raises ValueError for large models.
     """
     harmful, _ = both(fit)
-    ranked = rank_by_write(model, tokenizer, fit, cut.direction, cut.first)[:neurons]
+    ranked = (ranked or rank_by_write(model, tokenizer, fit, cut.direction, cut.first))[:neurons]
     members = Circuit(
         evaluation_neurons=tuple(ranked),
         decision_components=tuple(top_heads(model, tokenizer, fit, cut.direction, heads)),
@@ -73,7 +75,7 @@ def training_attacks(
     return found
 
 
-def trained_weights(model, masks, data, rate: float, steps: Sequence[int], batch_size: int = 3) -> dict[int, dict]:
+def trained_weights(model, masks, data, rate: float, steps: Sequence[int], batch_size: int = 2) -> dict[int, dict]:
     """One training, its weights kept on the way: {steps: {parameter: values}}, of those parameters alone that were trained."""
     kept: dict[int, dict[str, torch.Tensor]] = {}
 

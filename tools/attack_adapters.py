@@ -27,9 +27,9 @@ from helpers.statistics import mean_interval
 from helpers.weights import adapter_folder
 from tools.evaluate_adapter import perplexity
 
-LAYERS, FIRSTS = (12, 14, 16, 18, 20), (0, 10, 12, 14)
-COUNTS, STEPS = (300, 1000, 3000), (3, 9)
-TOPICS = slice(None, None, 3)  # of the test split
+LAYERS, FIRSTS = (14, 16, 18), (10, 12, 14)
+COUNTS, STEPS = (1000, 3000), (3, 9)
+TOPICS = slice(None, None, 4)  # of the test split
 
 
 def load_attacked(name: str):
@@ -52,19 +52,19 @@ def bench_of(model, tokenizer) -> Bench:
     pairs = load_pairs("test")[TOPICS]
     twins = [p.harmless for p in pairs][::2]
     return Bench(
-        model, tokenizer, [p.harmful for p in pairs], twins + load_borderline("test")[::4][: len(twins)],
-        load_plain("test")[:24], load_paragraphs()[::4],
+        model, tokenizer, [p.harmful for p in pairs], twins + load_borderline("test")[::5][: len(twins)],
+        load_plain("test")[:16], load_paragraphs()[::5], tokens=12,
     )  # fmt: skip
 
 
 def validation_row(model, tokenizer) -> dict:
     """Shares refused on the validation split by the score, with intervals, and the perplexity of prose without a template."""
-    pairs = load_pairs("validation")
+    pairs = load_pairs("validation")[::3]
     groups = {
         "harmful": [p.harmful for p in pairs],
         "twins": [p.harmless for p in pairs],
-        "borderline": load_borderline("validation"),
-        "plain": load_plain("validation"),
+        "borderline": load_borderline("validation")[::3],
+        "plain": load_plain("validation")[::3],
     }
     score, row = packed(model.refusal_score), {}
     for group, prompts in groups.items():
@@ -72,7 +72,7 @@ def validation_row(model, tokenizer) -> dict:
         refused = (odds > score.threshold).astype(float)
         low, high = mean_interval(refused)
         row |= {group: refused.mean(), f"{group}_low": low, f"{group}_high": high, f"{group}_n": len(prompts)}
-    return row | {"perplexity": perplexity(model, tokenizer, load_paragraphs()[::2])}
+    return row | {"perplexity": perplexity(model, tokenizer, load_paragraphs()[::4])}
 
 
 def attack(name: str) -> tuple[pd.DataFrame, dict]:
@@ -87,7 +87,7 @@ def attack(name: str) -> tuple[pd.DataFrame, dict]:
         flush=True,
     )
     attacks = attacks_on(
-        model, tokenizer, load_pairs("method")[::4][:40], load_pairs("validation")[::6][:16], load_plain("method")[:16],
+        model, tokenizer, load_pairs("method")[::4][:24], load_pairs("validation")[::6][:12], load_plain("method")[:12],
         LAYERS, FIRSTS, folder, COUNTS, STEPS,
     )  # fmt: skip
     print(f"fitted after {time.time() - begun:.0f} s", flush=True)
