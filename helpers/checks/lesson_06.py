@@ -210,7 +210,60 @@ def correlation_over_layers(answer):
     return "other", fields
 
 
-# --- 06.5 no role? --------------------------------------------------------------------------------------------
+# --- 06.5 a second direction ----------------------------------------------------------------------------------
+
+
+def _second(stream, first):
+    harmful, harmless = stream([first])
+    left = harmful.mean(0) - harmless.mean(0)
+    left = left - (left @ first) * first
+    return left / left.norm()
+
+
+def _stream(cut):
+    """Activations [prompt, 6] of a model that writes otherwise once its first direction is cut; half of that was written below the cut."""
+    torch.manual_seed(4)
+    noise = 0.02 * torch.randn(2, 12, 6)
+    first, other, second = FIRST, torch.eye(6)[1], torch.tensor([0.0, 0.0, 1.0, 1.0, 0.0, 0.0]) / 2**0.5
+    gap = 4 * first + 1.5 * other + 0.5 * second
+    if any(abs(float(c @ first)) > 0.9 for c in cut):
+        gap = 2 * first + 3 * second  # what is written later has changed
+    return noise[0] + gap, noise[1]
+
+
+FIRST = torch.tensor([1.0, 0.0, 0.0, 0.0, 0.0, 0.0])
+
+
+@exercise("06.5", reference=_second)
+def second_direction(answer):
+    """The unit difference of means with the first direction cut, at right angles to it."""
+    got, true = answer(_stream, FIRST.clone()), _second(_stream, FIRST)
+    if mistake := wrong_tensor(got, shape=true.shape):
+        return mistake
+    got = got.float()
+    if torch.allclose(got, true, atol=1e-3):
+        return None
+    length = float(got.norm())
+    if length < 1e-6:
+        return "no_length"
+    one, along = got / length, float(got @ FIRST) / length
+    intact = torch.stack([x.mean(0) for x in _stream([])])
+    first_again = intact[0] - intact[1]
+    if torch.allclose(one, -true, atol=1e-3):
+        return "sign_flipped"
+    if torch.allclose(one, true, atol=1e-3):
+        return "not_unit", {"length": length}
+    if torch.allclose(one, first_again / first_again.norm(), atol=1e-3):
+        return "first_again", {"cosine": along}
+    if abs(along) > 0.05:
+        return "not_at_right_angles", {"cosine": along}
+    rest = first_again - (first_again @ FIRST) * FIRST
+    if torch.allclose(one, rest / rest.norm(), atol=1e-3):
+        return "intact_model"
+    return "other", {"cosine": along}
+
+
+# --- 06.6 no role? --------------------------------------------------------------------------------------------
 
 
 def _role(lost, part, others):
@@ -229,7 +282,7 @@ def _two_paths(parts) -> float:
     )
 
 
-@exercise("06.5", reference=_role)
+@exercise("06.6", reference=_role)
 def role(answer):
     """The most that a part adds to what is lost: by itself, or with any one of the others cut already."""
     others = {"a": ["b", "c", "d"], "c": ["a", "b", "d"], "d": ["a", "b", "c"]}
@@ -262,56 +315,3 @@ def role(answer):
         if np.allclose(got, values):
             return key, {"got": got[0], "true": true[0]}
     return "other", {"got": got[0], "true": true[0]}
-
-
-# --- 06.6 a second direction ----------------------------------------------------------------------------------
-
-
-def _second(stream, first):
-    harmful, harmless = stream([first])
-    left = harmful.mean(0) - harmless.mean(0)
-    left = left - (left @ first) * first
-    return left / left.norm()
-
-
-def _stream(cut):
-    """Activations [prompt, 6] of a model that writes otherwise once its first direction is cut; half of that was written below the cut."""
-    torch.manual_seed(4)
-    noise = 0.02 * torch.randn(2, 12, 6)
-    first, other, second = FIRST, torch.eye(6)[1], torch.tensor([0.0, 0.0, 1.0, 1.0, 0.0, 0.0]) / 2**0.5
-    gap = 4 * first + 1.5 * other + 0.5 * second
-    if any(abs(float(c @ first)) > 0.9 for c in cut):
-        gap = 2 * first + 3 * second  # what is written later has changed
-    return noise[0] + gap, noise[1]
-
-
-FIRST = torch.tensor([1.0, 0.0, 0.0, 0.0, 0.0, 0.0])
-
-
-@exercise("06.6", reference=_second)
-def second_direction(answer):
-    """The unit difference of means with the first direction cut, at right angles to it."""
-    got, true = answer(_stream, FIRST.clone()), _second(_stream, FIRST)
-    if mistake := wrong_tensor(got, shape=true.shape):
-        return mistake
-    got = got.float()
-    if torch.allclose(got, true, atol=1e-3):
-        return None
-    length = float(got.norm())
-    if length < 1e-6:
-        return "no_length"
-    one, along = got / length, float(got @ FIRST) / length
-    intact = torch.stack([x.mean(0) for x in _stream([])])
-    first_again = intact[0] - intact[1]
-    if torch.allclose(one, -true, atol=1e-3):
-        return "sign_flipped"
-    if torch.allclose(one, true, atol=1e-3):
-        return "not_unit", {"length": length}
-    if torch.allclose(one, first_again / first_again.norm(), atol=1e-3):
-        return "first_again", {"cosine": along}
-    if abs(along) > 0.05:
-        return "not_at_right_angles", {"cosine": along}
-    rest = first_again - (first_again @ FIRST) * FIRST
-    if torch.allclose(one, rest / rest.norm(), atol=1e-3):
-        return "intact_model"
-    return "other", {"cosine": along}

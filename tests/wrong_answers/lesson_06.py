@@ -89,14 +89,14 @@ def _turned(x, y):
     return rho, most, least
 
 
-# --- 06.5 ---------------------------------------------------------------------------------------------------
+# --- 06.6 ---------------------------------------------------------------------------------------------------
 
 
 def _over(choose, given=lambda others: [[], *([o] for o in others)], value=lambda lost, g, p: lost([*g, p]) - lost(g)):
     return lambda lost, part, others: choose([value(lost, g, part) for g in given(others)])
 
 
-# --- 06.6 ---------------------------------------------------------------------------------------------------
+# --- 06.5 ---------------------------------------------------------------------------------------------------
 
 
 def _second(cut=True, project=True, unit=True, sign=1):
@@ -150,7 +150,7 @@ WRONG = {
         "sign_flipped": lambda c: lambda x, y: course._correlation(-x, y),
         "other": lambda c: lambda x, y: (0.5, 0.4, 0.6),
     },
-    "06.5": {
+    "06.6": {
         "no_number": lambda c: lambda lost, part, others: [lost([part])],
         "alone_only": lambda c: _over(max, given=lambda others: [[]]),
         "not_subtracted": lambda c: _over(max, value=lambda lost, g, p: lost([*g, p])),
@@ -163,7 +163,7 @@ WRONG = {
         ),
         "other": lambda c: lambda lost, part, others: 0.5,
     },
-    "06.6": {
+    "06.5": {
         "first_again": lambda c: _second(cut=False, project=False),
         "not_at_right_angles": lambda c: _second(project=False),
         "intact_model": lambda c: _second(cut=False),
@@ -179,6 +179,6 @@ RIGHT = {
     "06.2": [lambda c: _interval()],
     "06.3": [lambda c: lambda w, s, k: sum(w[p] for p in w if p not in s or p in k) / sum(w.values())],
     "06.4": [lambda c: _by_pandas],
-    "06.5": [lambda c: _over(max)],
-    "06.6": [lambda c: _second()],
+    "06.6": [lambda c: _over(max)],
+    "06.5": [lambda c: _second()],
 }
