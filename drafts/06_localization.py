@@ -157,7 +157,7 @@ studies[REAL] = SimpleNamespace(
     draw=CostMeter(model, tokenizer, asked[::4], plain[:1], quick=True),
     meter=EditMeter(model, tokenizer, asked, plain, load_facts()[:12], load_paragraphs()[:2],
                     borderline=load_borderline("test")[::17][:6], prose_tokens=20),
-    counts=(50, 460, 2304, 4608),
+    counts=(50, 461, 2304, 4608),
     propose=Twins(model, tokenizer, some_twins("method", 6)), judge=Twins(model, tokenizer, some_twins("test", 10)),
 )  # fmt: skip
 seen["neurons"] = None  # large, and no longer needed
@@ -316,7 +316,7 @@ assert few["concentrated"].count < few["distributed"].count
 # %%
 from helpers.picker import pick
 
-SHARES = (0, 0.001, 0.01, 0.05, 0.1)
+SHARES = (0, 50 / studies[REAL].size, 0.01, 0.05, 0.1)  # the second: fifty neurons of the real model
 at_share = {}
 for name, one in tqdm(studies.items(), desc="shares"):
     for share in SHARES:
@@ -324,7 +324,7 @@ for name, one in tqdm(studies.items(), desc="shares"):
         at_share[name, share] = (
             one.intact if not count else few[name].cost if count == few[name].tried else one.meter.measure(without(one, one.ranking[:count]))
         )  # fmt: skip
-fifty = studies[REAL].meter.measure(without(studies[REAL], studies[REAL].ranking[:50]))
+fifty = at_share[REAL, SHARES[1]]
 THREE = {"harmful refused": HARMFUL, "over-refused": ORANGE, "facts known": HARMLESS}
 
 
@@ -388,9 +388,9 @@ from helpers.probing import fit_probe, probe_table
 from helpers.statistics import mean_interval
 
 
-def probe_finding(streams, prompts, sizes, sites):
+def probe_finding(streams, prompts, types, sizes, sites):
     """Layer, accuracy on test topics [topic] by probe, words alone, and the selectivity at that layer."""
-    topics, types = list(range(sizes[0])) * 2, surface_types(prompts[: 2 * sizes[0]])
+    topics = list(range(sizes[0])) * 2
     y, y_test = (torch.cat([torch.zeros(k), torch.ones(k)]) for k in (sizes[0], sizes[2]))
     words = bag_of_words(prompts).float()[None]
     out = {}
@@ -415,8 +415,10 @@ for name, one in tqdm(studies.items(), desc="probes"):
         base_stream = read_last(base, tokenizer, sum(sides, []), ["resid_pre"])["resid_pre"]
         texts, sizes = sum(sides, []), [len(side) for side in sides]
         streams, sites = {"probe": seen["resid_pre"], "untuned": base_stream}, range(1, n_layers)
+        types = surface_types(texts[: 2 * sizes[0]])
     else:
         train, test = box_pairs(48, "train"), box_pairs(30, "test")
+        types = [p.template for p in train] * 2
         groups = [
             [p.harmless for p in train],
             [p.harmful for p in train],
@@ -425,7 +427,7 @@ for name, one in tqdm(studies.items(), desc="probes"):
         ]
         texts, sizes = sum(groups, []), [len(g) for g in groups]
         streams, sites = {"probe": read_last(one.model, one.tokenizer, texts, ["resid_pre"])["resid_pre"]}, range(1, 6)
-    found = probes[name] = probe_finding(streams, texts, sizes, sites)
+    found = probes[name] = probe_finding(streams, texts, types, sizes, sites)
     right, words = found["probe"].right, found["words"].right
     low, high = mean_interval(right)
     beside = f"words alone {words.mean():.0%}, selectivity {found['probe'].selectivity:.2f}"
@@ -870,7 +872,7 @@ pd.DataFrame(rows).T[[*MODELS, "KL, real"]].rename_axis("cut").round(2)
 # in the same way whatever it is tilted towards. So tilt the first one towards the second, and towards random directions at right angles to it.
 
 # %%
-ANGLES = (-60, -30, 0, 30, 60, 90)
+ANGLES = (-60, -30, 0, 30, 60)
 tilted_meter = fresh(CostMeter(model, tokenizer, asked[::3], plain[:1]))
 
 
@@ -923,32 +925,28 @@ def my_role(lost, part, others):
 role_of = check("06.6", my_role)
 
 # %%
-from helpers.self_repair import cut_response, lost_without, together
+from helpers.self_repair import Cuts, cut_response, together
 
 redundant = studies["redundant"]
 redundant_heads = [Node("head", *p) for p in (*redundant.truth.heads, *redundant.truth.backup_heads)]
 
 
-def lost_in(one):
+losses = {name: Cuts(studies[name].judge) for name in ("redundant", REAL)}  # each set of parts is run once
+
+
+def lost_in(name):
     """The function that the exercise asks for."""
-    return lambda parts: float(lost_without(one.judge, parts).mean())
+    return lambda parts: float(losses[name](parts).mean())
 
 
 top = [part for part in studies[REAL].parts if part.kind == "head"][:4]
 rows = []
-for name, one, some in (("redundant", redundant, redundant_heads), (REAL, studies[REAL], top)):
+for name, some in (("redundant", redundant_heads), (REAL, top)):
     for head in some:
         others = [h for h in some if h != head]
-        alone = lost_in(one)([head])
-        label = one.truth.labels.get(head, "") if one.truth else ""
-        rows.append(
-            {
-                "model": name,
-                "head": f"{head.layer}.{head.index} {label}".strip(),
-                "lost alone": alone,
-                "its role": role_of(lost_in(one), head, others),
-            }
-        )
+        label = studies[name].truth.labels.get(head, "") if studies[name].truth else ""
+        rows.append({"model": name, "head": f"{head.layer}.{head.index} {label}".strip(), "lost alone": lost_in(name)([head]),
+                     "its role": role_of(lost_in(name), head, others)})  # fmt: skip
 roles = pd.DataFrame(rows).set_index(["model", "head"])
 roles.round(2)
 
@@ -989,9 +987,9 @@ show(
     alt=f"Two panels, by layer, of how later parts' writes along the refusal direction change after a head is cut. In the box the largest rise is layer {up.layer}'s {up.part}, {up.change:+.2f}; in the real model rises add up to {answers[REAL].repaired:.2f}, falls to {answers[REAL].passed_on:.2f}.",
     caption=f"Test pairs, 95% intervals. Box: refusal log-odds change by {answers['redundant'].total.mean():+.1f}. Real model, head {top[0].layer}.{top[0].index}: {direct.total.mean():+.2f} in all; by its own write onto the answer {direct.direct.mean():+.2f}, later parts {direct.passed_on:+.2f} and {direct.repaired:+.2f}.",
 )  # fmt: skip
-pairs_of_heads = together(studies[REAL].judge, top)
-summed = sum(lost_in(studies[REAL])([h]) for h in top)
-jointly = lost_in(studies[REAL])(top)
+pairs_of_heads = together(losses[REAL], top)
+summed = sum(lost_in(REAL)([h]) for h in top)
+jointly = lost_in(REAL)(top)
 print(
     f"the four strongest heads of the real model: {summed:.2f} log-odds lost one at a time, added up; {jointly:.2f} together"
 )

@@ -6,7 +6,7 @@ several parts lose together, beside the sum of what each loses alone.
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -86,25 +86,35 @@ def cut_response(twins: Twins, nodes: Sequence[Node], direction: torch.Tensor | 
     return CutResponse(written(layer, site), twins.odds("harmful", cut) - before, later)
 
 
-@torch.no_grad()
-def lost_without(twins: Twins, nodes: Sequence[Node]) -> np.ndarray:
-    """Log-odds of refusal lost when these parts take their twins' values together, [pair]; 0 for none."""
-    if not nodes:
-        return np.zeros(len(twins))
-    return twins.odds() - twins.odds("harmful", held(twins.model, nodes, twins.read("harmless", ["z", "neurons"])))
+class Cuts:
+    """What is lost when parts take their twins' values together: cuts(nodes) gives log-odds of refusal lost, [pair]; 0 for none.
+
+    The twins are read once, and each set of parts is run once.
+    """
+
+    def __init__(self, twins: Twins):
+        self.twins, self._known = twins, {}
+        self._donor, self._before = twins.read("harmless", ["z", "neurons"]), twins.odds()
+
+    def __call__(self, nodes: Iterable[Node]) -> np.ndarray:
+        key = frozenset(nodes)
+        if key not in self._known:
+            edits = held(self.twins.model, sorted(key), self._donor)
+            self._known[key] = self._before - self.twins.odds("harmful", edits) if key else 0 * self._before
+        return self._known[key]
 
 
-def together(twins: Twins, nodes: Sequence[Node]) -> pd.DataFrame:
+def together(cuts: Cuts, nodes: Sequence[Node]) -> pd.DataFrame:
     """A row for each two parts: what each loses alone, what both lose, and the excess over the sum with its 95% interval.
 
     An excess above 0: each stands in for the other. Below 0: one works by way of the other. Raises ValueError for fewer than two.
     """
     if len(nodes) < 2:
         raise ValueError("Two parts can stand in for each other; give at least two.")
-    alone = {node: lost_without(twins, [node]) for node in nodes}
+    alone = {node: cuts([node]) for node in nodes}
     rows = []
     for a, b in itertools.combinations(nodes, 2):
-        both = lost_without(twins, [a, b])
+        both = cuts([a, b])
         excess = both - alone[a] - alone[b]
         low, high = mean_interval(excess)
         rows.append({"one": a, "other": b, "one alone": alone[a].mean(), "other alone": alone[b].mean(),

@@ -26,8 +26,8 @@ from helpers.localization import (
     weights_of,
 )
 from helpers.next_directions import between, next_direction, read_last, successive_directions
-from helpers.node_effects import attribute_nodes
-from helpers.self_repair import cut_response, lost_without, together
+from helpers.node_effects import attribute_nodes, held
+from helpers.self_repair import Cuts, cut_response, together
 from helpers.twins import Twins
 
 
@@ -257,13 +257,14 @@ def test_direct_and_later_add_up_where_nothing_else_moves(boxes):
 def test_only_together_do_the_two_paths_matter(boxes):
     twins, truth = twins_of(boxes["redundant"]), boxes["redundant"][2]
     (main,) = [Node("head", *p) for p in truth.decision_components]
-    excess = {}
+    cuts, excess = Cuts(twins), {}
     for place in truth.backup_heads:
-        table = together(twins, [main, Node("head", *place)])
+        table = together(cuts, [main, Node("head", *place)])
         excess[place] = table.excess[0]
-        assert table["both"][0] == pytest.approx(lost_without(twins, [main, Node("head", *place)]).mean())
+        naive = held(twins.model, [main, Node("head", *place)], twins.read("harmless", ["z", "neurons"]))
+        assert table["both"][0] == pytest.approx((twins.odds() - twins.odds("harmful", naive)).mean())
     assert max(excess.values()) > 5
-    assert lost_without(twins, []).tolist() == [0] * len(twins)
+    assert cuts([]).tolist() == [0] * len(twins) and cuts([main]) is cuts([main])
 
 
 def test_cuts_are_checked(boxes):
@@ -272,7 +273,7 @@ def test_cuts_are_checked(boxes):
         with pytest.raises(ValueError, match="one layer and one kind"):
             cut_response(twins, nodes)
     with pytest.raises(ValueError, match="at least two"):
-        together(twins, [Node("head", 1, 0)])
+        together(Cuts(twins), [Node("head", 1, 0)])
 
 
 # --- further directions -------------------------------------------------------------------------------------------
