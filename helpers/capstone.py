@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 
 from .budget import Budget
-from .glassbox import STAGES, Score, mystery, score
+from .glassbox import Score, mystery, score
 from .hand_in import HandIn, HandInError, read_hand_in, signature
 
 LIMIT = 3000  # passes; one map of lesson 04 costs about half of it

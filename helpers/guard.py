@@ -76,8 +76,8 @@ def rehearsals(model, tokenizer, pairs: Sequence, neurons: Sequence[Place]) -> d
     write, and these neurons (what the defender has found) at their harmless mean."""
     found = mean_differences(model, tokenizer, [p.harmful for p in pairs], [p.harmless for p in pairs])[1:, 0]
     attacks: dict[str, Attack] = {"none": nullcontext}
-    for layer, one in enumerate(found, 1):
-        attacks[f"direction {layer}"] = lambda r=unit(one): ablate_direction(model, r)
+    for layer, one in enumerate(map(unit, found), 1):
+        attacks[f"direction {layer}"] = lambda r=one: ablate_direction(model, r)
     means = template_means(model, tokenizer, glassbox_prompts("harmless", n=8, split="train"), answer_tokens=2)
     attacks["circuit"] = lambda: ablate_safety_neurons(model, neurons, donors=means)
     return attacks
