@@ -4,7 +4,7 @@ One *pass* is one prompt through all blocks of the model once. What runs only a 
 begins half-way) costs that part; a batch costs one pass a row; each token that is generated costs one, since all blocks
 run for it; a backward costs two, the usual estimate of its work. How long a prompt is does not count, so nobody
 has to save on words. Not counted is what never reaches a block: comparing activations that were read, looking at columns of
-weights.
+weights. A helper that calls a block and then skips its work (`rank_heads`) is charged for it all the same.
 """
 
 import weakref

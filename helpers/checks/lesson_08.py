@@ -137,6 +137,10 @@ def _refusal_alone(one):
     return "distributed" if one["refused_without_ten"] > 0.5 else "concentrated"
 
 
+def _ten_only(one):
+    return "distributed" if one["refused_without_ten"] > 0.5 else "concentrated"
+
+
 def _ten_first(one):
     if one["refused_without_ten"] > 0.5:
         return "distributed"
@@ -163,6 +167,7 @@ def kind(answer):
         return None
     rules = {
         "refusal_alone": _refusal_alone,
+        "ten_only": _ten_only,
         "ten_first": _ten_first,
         "no_backup": _no_backup,
         "knowledge_absolute": _absolute,

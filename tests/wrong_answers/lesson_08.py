@@ -68,6 +68,7 @@ WRONG = {
     },
     "08.4": {
         "refusal_alone": lambda c: course._refusal_alone,
+        "ten_only": lambda c: course._ten_only,
         "ten_first": lambda c: course._ten_first,
         "no_backup": lambda c: course._no_backup,
         "knowledge_absolute": lambda c: course._absolute,

@@ -127,7 +127,7 @@ rows = {}
 for kind in KINDS:
     m, t, truth = load_glassbox(kind)
     found = score(naive(m, t).stages, truth)
-    rows[kind] = {stage.replace("_", " "): f"{s.recall:.0%} found, {s.decoys} decoys" for stage, s in found.items()}
+    rows[kind] = {stage.replace("_", " "): f"{s.recall:.0%} found, decoys: {s.decoys}" for stage, s in found.items()}
 pd.DataFrame(rows).T
 
 # %% [markdown]
@@ -218,7 +218,7 @@ print(budget.mark("who decides"))
 # ### Who evaluates
 #
 # Now the neurons before the decision that write in this direction: the change of their activation times their column along it. Your colleague has averaged this
-# over all pairs, and half of the neurons are lost in the noise.
+# over all pairs. That is unfair to a neuron that watches over one domain: it is silent in three pairs of four.
 #
 # {{exercise 08.3}}
 #
@@ -265,8 +265,8 @@ print(budget.mark("who detects"))
 # %%
 panels = {
     "detection heads: evaluation lost": (lost, detection),
-    "evaluation neurons: written onto it": (onto, evaluation),
-    "decision heads: written onto it": (written, decision),
+    "evaluation neurons: written along it": (onto, evaluation),
+    "decision heads: written along it": (written, decision),
     "production neurons: log-odds spoken": (spoken, production),
 }
 fig, axes = figure(2, 2, size=(10, 6.4))
@@ -276,12 +276,12 @@ for ax, (name, (values, members)) in zip(axes.flat, panels.items(), strict=True)
     ax.plot(range(1, n + 1), heights[:n], MARKERS[0], color=HARMFUL, label="kept")
     ax.plot(range(n + 1, len(order) + 1), heights[n:], MARKERS[3], color=CONTROL, label="left out")
     ax.axvline(n + 0.5, color="#555555", linestyle=":", linewidth=1.4)
-    ax.set(title=name, xlabel="rank", ylim=(min(0, *heights), None))
+    ax.set(title=name.split(":")[0], ylabel=name.split(": ")[1], xlabel="rank", ylim=(min(0, *heights), None))
 axes[0, 0].legend()
 show(
     fig,
     alt="Four panels of values by rank, kept ones and those left out on both sides of a dotted cut. Kept: " + "; ".join(f"{name} {len(members)}" for name, (_, members) in panels.items()) + ".",
-    caption="What each stage was ranked by. Dotted: where your rule cuts.",
+    caption="What each stage was ranked by (it: the direction that the speakers hear). Dotted: where your rule cuts.",
 )  # fmt: skip
 
 # %% [markdown]
@@ -502,7 +502,8 @@ show(
 pd.concat(tables, names=["guard"])[["refused", "low", "high", "over_refused", "known"]].round(2)
 
 # %%
-assert defence_score(tables["rehearsed"]) > defence_score(tables["reads the direction"]) + 0.1
+gained = defence_score(tables["rehearsed"]) - defence_score(tables["reads the direction"])
+print(f"The rehearsed guard is worth {gained:+.2f} against the one that reads the direction.")
 
 # %% [markdown]
 # Read the columns `refused` and `over_refused` together, above all under the informed attack. A guard that fires at everything has kept nothing, though one might *notice* that it does.
