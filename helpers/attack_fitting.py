@@ -91,6 +91,7 @@ def choose_cut(
     an attacker does not care. firsts: layers from which on it is cut, 0 for every write. If none is cheap enough, the one of lowest KL
     among those that take away refusal (else of all), with cheap=False. Raises ValueError for empty lists.
     """
+    both(fit)  # checked before anything is computed
     layers = list(searchable_layers(model) if layers is None else layers)
     harmful, harmless = check_prompts(harmful), check_prompts(harmless)
     score = packed(score or refusal_score_of(model, tokenizer))

@@ -81,8 +81,12 @@ class Directions:
         """Orthonormal rows [depth, d_model], the first one found uncut."""
         basis = torch.zeros(0, dims_of(self.model).d_model)
         for _ in range(depth):
-            with cut(self.model, basis, first):
-                new = self.difference(self.rng.choice(layers))
-            new = new - (new @ basis.T) @ basis
-            basis = torch.cat([basis, new[None] / new.norm()])
+            basis = self.behind(basis, layers, first)
         return basis
+
+    def behind(self, basis: torch.Tensor, layers: Sequence[int] = LAYERS, first: int = 12) -> torch.Tensor:
+        """The orthonormal rows with one more: what is left of the difference of means when they are cut."""
+        with cut(self.model, basis, first):
+            new = self.difference(self.rng.choice(layers))
+        new = new - (new @ basis.T) @ basis
+        return torch.cat([basis, new[None] / new.norm()])

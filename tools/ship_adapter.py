@@ -1,11 +1,13 @@
 """Write what ships beside the adapters: their hashes (manifest.json) and their refusal scores (scores.json).
 
-    python -m tools.ship_adapter
+    python -m tools.ship_adapter                # all
+    python -m tools.ship_adapter redundant      # all hashes, but only this adapter's score anew
 
 Run it after training: each adapter's score (its own refusal openings and the threshold) is found on the validation
 split, which takes about a minute an adapter.
 """
 
+import argparse
 import hashlib
 import json
 from pathlib import Path
@@ -47,9 +49,13 @@ def write(path: Path, content: dict) -> None:
 
 def main() -> None:
     """Hashes first: the models are loaded by them."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("adapters", nargs="*", help="those whose score is found anew (all, if none is named)")
+    chosen = parser.parse_args().adapters
     write(ADAPTERS / "manifest.json", manifest())
     names = [name for name, adapter in BUNDLED.items() if adapter and (ADAPTERS / adapter).exists()]
-    write(SHIPPED, {name: score(name) for name in names})
+    known = json.loads(SHIPPED.read_text(encoding="utf-8")) if chosen else {}
+    write(SHIPPED, {n: score(n) if not chosen or BUNDLED[n] in chosen or n not in known else known[n] for n in names})
 
 
 if __name__ == "__main__":

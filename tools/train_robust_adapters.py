@@ -49,11 +49,10 @@ class Stage:
     prose_weight: float = 1.0
     attacked: float = 0.5
     answer_tokens: int = 10  # of each answer, refusals too: the shipped adapter knows how to go on
-    depth: int = 1  # how many nested directions are found at a time
-    remembered: int = 1  # how many directions are known at a time
-    refit_every: int = 7
-    neurons: float = 0.15  # the share that is ablated, in a share of the draws
-    neuron_draws: float = 0.25
+    refit_every: int = 7  # steps, after which the model's own direction is found anew
+    grow_every: int = 14  # steps, after which one more path is cut, up to `paths`
+    paths: int = 4
+    neurons: float = 0.15  # the share that is ablated in a draw
     silence_weight: float = 0.5
     enough: float = 0.5  # nats: the model is silent enough, and is pushed no further
 
@@ -69,12 +68,7 @@ def silence(model, tokenizer, half: list[Example], enough: float) -> torch.Tenso
 
 
 # What differs from idea to idea.
-STAGES = {
-    "plain": {},
-    "distributed": {"steps": 90, "depth": 2, "remembered": 8, "refit_every": 5},
-    "redundant": {},
-    "entangled": {},
-}
+STAGES = {"plain": {}, "distributed": {"steps": 70}, "redundant": {}, "entangled": {}}
 
 
 class Attacker:
@@ -83,31 +77,31 @@ class Attacker:
     def __init__(self, model, tokenizer, stage: Stage, examples: list[Example]):
         self.model, self.stage, self.rng = model, stage, random.Random(stage.seed + 11)
         self.directions = Directions(model, tokenizer, examples, self.rng)
-        self.pool: list[torch.Tensor] = []  # unit directions, the newest last
-        if stage.idea != "plain":
-            self.pool += self.directions.nested(1, (16,))
+        # The shipped adapter's direction first; then, if they are to be many, those that are found behind it.
+        self.paths = None if stage.idea == "plain" else self.directions.nested(1, (16,))
+        self.current = self.paths  # the model's own, as it moves
 
     def refit(self, step: int) -> None:
-        """Find the directions anew; the one of the redundant idea is the shipped adapter's, and stays.
-
-        A direction that was found before stays in the pool for a while: else the model goes back to it.
-        """
-        if self.stage.idea in ("distributed", "entangled") and step and step % self.stage.refit_every == 0:
-            with torch.autocast("cpu", torch.bfloat16):
-                self.pool += self.directions.nested(self.stage.depth)
-            self.pool = self.pool[-self.stage.remembered :]
+        """Find the model's direction anew, and one more path behind those that are cut already."""
+        stage = self.stage
+        if stage.idea in ("plain", "redundant") or not step or step % stage.refit_every:
+            return
+        with torch.autocast("cpu", torch.bfloat16):
+            self.current = self.directions.nested(1)
+            if stage.idea == "distributed" and step % stage.grow_every == 0 and len(self.paths) < stage.paths:
+                self.paths = self.directions.behind(self.paths)
 
     def draw(self):
         """A context manager."""
-        if self.stage.idea == "distributed" and self.rng.random() < self.stage.neuron_draws:
-            return drop_neurons(self.model, self.rng, self.pool[-1], self.stage.neurons)
-        chosen = self.pool[-self.stage.depth :]
+        kind, first = "current" if self.stage.idea == "entangled" else "paths", self.rng.choice(FIRSTS)
         if self.stage.idea == "distributed":
-            older = self.pool[: -self.stage.depth]
-            chosen = chosen[: self.rng.randint(1, len(chosen))]
-            chosen = chosen + self.rng.sample(older, self.rng.randint(0, min(2, len(older))))
-        basis, _ = torch.linalg.qr(torch.stack(list(chosen)).T)
-        return cut(self.model, basis.T.contiguous(), self.rng.choice(FIRSTS))
+            kind = self.rng.choices(("paths", "current", "neurons"), (0.5, 0.3, 0.2))[0]
+        if kind == "neurons":
+            return drop_neurons(self.model, self.rng, self.current[0], self.stage.neurons)
+        if kind == "current":
+            return cut(self.model, self.current, first)
+        chosen = sorted(self.rng.sample(range(len(self.paths)), self.rng.randint(1, len(self.paths))))
+        return cut(self.model, self.paths[chosen], first)
 
 
 @torch.no_grad()
