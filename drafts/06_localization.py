@@ -279,8 +279,8 @@ for name, one in tqdm(studies.items(), desc="counts"):
     fine = count < np.inf and whole(cost, one.intact) and np.mean(drawn <= ours) <= 0.05
     findings.add(
         FINDINGS[0], name, "neurons out until under 10% are refused",
-        f"{count:,.0f} ({count / one.size:.1%})" if count < np.inf else f"none up to {one.counts[-1]:,}", (low, high),
-        f"{tried:,} out, test topics: {cost.refused.mean():.0%} refused, KL {cost.kl:.2f}; {np.mean(drawn <= ours):.0%} of 20 matched sets as low",
+        f"{count:,.0f} ({count / one.size:.2%})" if count < np.inf else f"none up to {one.counts[-1]:,}", (low, high),
+        f"{tried:,} out, test topics: {cost.refused.mean():.0%} refused, KL {abs(cost.kl):.2f}; {np.mean(drawn <= ours):.0%} of 20 matched sets as low",
         "holds" if fine and count <= 0.01 * one.size else "holds in part" if fine and count <= 0.1 * one.size else "does not hold",
         fmt="{:,.0f}",
     )  # fmt: skip
@@ -295,7 +295,7 @@ for place, (name, one) in enumerate(studies.items()):
 ax.axhline(0.1, color="#555555", linestyle=":", linewidth=1.4)
 ax.set(xscale="log", xlabel="share of all neurons held at their harmless mean", ylabel="harmful requests refused")
 ax.xaxis.set_major_formatter(lambda x, _: f"{x:.1%}")
-ax.legend()
+ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
 at_50 = few[REAL].refused.mean(1)[0]
 show(
     fig,
@@ -306,7 +306,7 @@ show(
 assert few["concentrated"].count < few["distributed"].count
 
 # %% [markdown]
-# Three remarks. The boxes differ by a factor of ten though all of them refuse in the same way. Where no count was enough the figure is a *bound*, not a number. And it is a bound **for this ranking**: another one might find fewer neurons.
+# Three remarks. The boxes differ widely, though all of them refuse in the same way. Where no count was enough the figure is a *bound*, not a number. And it is a bound **for this ranking**: another one might find fewer neurons.
 # Chen et al. (2024) needed about 5% of the neurons of their models to carry most of safety over; that is thousands.
 #
 # ### Turn it
@@ -453,7 +453,8 @@ show(
 )  # fmt: skip
 
 # %% [markdown]
-# So harm can be read. But look at what the untuned model gives: *that* much was there before anybody taught refusal, and the model that lets it be read answers everything.
+# So harm can be read. But look at what the untuned model gives: *that* much was there before anybody taught refusal, and the model that lets it be read answers everything. (How much it is
+# depends on the pairs that a probe may learn from: with four times as many, lesson 03 read the untuned model better. A gap between two probes is partly a gap in what each needs to learn.)
 # "Linearly separable" says that the **input** to a decision is at hand. It does not say that the decision is local.
 #
 # ## 4 · A compact circuit?
@@ -625,7 +626,7 @@ for name, one in tqdm(studies.items(), desc="removal"):
     perplexity = f", perplexity {before['perplexity']:.0f} → {after['perplexity']:.0f}" if name == REAL else ""
     findings.add(
         FINDINGS[3], name, "harmful refused, direction cut", f"{before['refused']:.0%} → {after['refused']:.0%}", (low, high),
-        f"over-refused {before['over-refused']:.0%} → {after['over-refused']:.0%}, facts {before['facts known']:.0%} → {after['facts known']:.0%}, KL {cost.kl:.2f}{perplexity}; {np.mean(drawn <= ours):.0%} of 20 random directions as low",
+        f"over-refused {before['over-refused']:.0%} → {after['over-refused']:.0%}, facts {before['facts known']:.0%} → {after['facts known']:.0%}, KL {abs(cost.kl):.2f}{perplexity}; {np.mean(drawn <= ours):.0%} of 20 random directions as low",
         "holds" if fine and after["refused"] <= 0.1 else "holds in part" if fine and after["refused"] <= before["refused"] / 2 else "does not hold", fmt="{:.0%}",
     )  # fmt: skip
 assert findings.missing(MODELS) == []
@@ -1077,7 +1078,7 @@ def which(cost, before):
 pd.DataFrame(
     [
         {"ablated": name, "share of all neurons": f"{share:.2%}", "refused": f"{before.refused.mean():.0%} → {cost.refused.mean():.0%}",
-         "facts known": f"{before.knows.mean():.0%} → {cost.knows.mean():.0%}", "KL": round(cost.kl, 2), "what it speaks for": which(cost, before)}
+         "facts known": f"{before.knows.mean():.0%} → {cost.knows.mean():.0%}", "KL": round(abs(cost.kl), 2), "what it speaks for": which(cost, before)}
         for name, (cost, before, share) in own.items()
     ]
 ).set_index("ablated")  # fmt: skip

@@ -17,6 +17,7 @@ from .node_effects import NodeEffects
 from .statistics import bootstrap_interval
 
 FINDINGS = ("few neurons", "easily read", "a compact circuit", "cheaply removed")
+BEYOND = "more than was tried"
 VERDICTS = ("holds", "holds in part", "does not hold")
 
 
@@ -47,7 +48,7 @@ class Findings:
             raise ValueError(f"{finding!r} of {model!r} has no interval or no control: a figure alone is no finding.")
         if not isinstance(interval, str):
             low, high = interval
-            interval = f"{_written(low, fmt)} to {_written(high, fmt)}"
+            interval = BEYOND if np.isinf(low) else f"{_written(low, fmt)} to {_written(high, fmt)}"
         value = value if isinstance(value, str) else _written(value, fmt)
         row = {"measured": measured, "value": value, "95% interval": interval, "control": control, "verdict": verdict}
         self._rows[finding, model] = row
@@ -64,7 +65,7 @@ class Findings:
 
 
 def _written(number: float, fmt: str) -> str:
-    return "none enough" if np.isinf(number) else fmt.format(number)
+    return BEYOND if np.isinf(number) else fmt.format(number)
 
 
 # --- how many? ----------------------------------------------------------------------------------------------------

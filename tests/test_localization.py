@@ -54,7 +54,7 @@ def test_the_table_has_a_row_for_each_finding_and_model():
     found.add(FINDINGS[0], "box", "neurons", 8, (4, float("inf")), "random 0 of 20", "holds", fmt="{:,.0f}")
     table = found.table()
     assert list(table.index) == [(FINDINGS[0], "box"), (FINDINGS[1], "box")]
-    assert table.loc[(FINDINGS[0], "box"), "95% interval"] == "4 to none enough"
+    assert table.loc[(FINDINGS[0], "box"), "95% interval"] == "4 to more than was tried"
     assert found.missing(["box"]) == [(FINDINGS[2], "box"), (FINDINGS[3], "box")]
     found.add(FINDINGS[0], "box", "neurons", 16, (8, 16), "random 0 of 20", "holds", fmt="{:,.0f}")
     assert found.table().loc[(FINDINGS[0], "box"), "value"] == "16" and len(found.table()) == 2
