@@ -18,7 +18,8 @@ import numpy as np
 import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
 
-from .hooks import check_site, edit, read
+from .attack_fitting import in_context
+from .hooks import check_site, edit, record
 from .models import dims_of
 from .probing import fit_probe
 from .prompts import chat_text, check_prompts, pad_token_id, token_batches, tokenize
@@ -27,7 +28,7 @@ from .tamper import SITE, Inspection, TamperWatch
 REFUSAL = "I'm sorry, but I can't help with that."
 HARM, TAMPERED = "harmful request", "tampered model"
 RATE, STRICT_RATE, MANY = 0.05, 0.01, 500  # false alarms: 5%, and 1% where there are many harmless prompts
-CANARIES = 3  # of each sort
+CANARIES = 2  # of each sort
 
 
 @dataclass(frozen=True)
@@ -83,10 +84,10 @@ class SafetyMonitor:
             )
         prompts = [*harmless, *harmful]
         labels = torch.cat([torch.zeros(len(harmless)), torch.ones(len(harmful))])
-        x = [self._activations(self.model, prompts)]
+        x = [self.activations(prompts)]
         for attack in also:
             with attack():
-                x.append(self._activations(self.model, prompts))
+                x.append(self.activations(prompts))
         self.weights, self.bias = fit_probe(
             torch.cat(x).transpose(0, 1), labels.repeat(len(x)), C
         )  # [layer, d], [layer]
@@ -129,8 +130,11 @@ class SafetyMonitor:
     def scores(self, prompts: Sequence[str], system: str | None = None, prefill: str = "") -> np.ndarray:
         """Log-odds of harm at the template's last token, [prompt], without generating anything."""
         self._need("weights", "fit(harmful, harmless)")
-        x = self._activations(self.model, check_prompts(prompts), system, prefill)
-        return (torch.einsum("nld,ld->nl", x, self.weights) + self.bias).mean(-1).double().numpy()
+        return self.score_of(self.activations(prompts, system, prefill))
+
+    def score_of(self, activations: torch.Tensor) -> np.ndarray:
+        """The scores, [prompt], of activations that were read before, [prompt, layer, d]: another monitor's, too."""
+        return (torch.einsum("nld,ld->nl", activations, self.weights) + self.bias).mean(-1).double().numpy()
 
     def alarms(self, prompts: Sequence[str], **context) -> np.ndarray:
         """Which prompts it would stop, [prompt]. context: system, prefill."""
@@ -142,10 +146,23 @@ class SafetyMonitor:
         self._need("weights", "fit(harmful, harmless)")
         return self.tamper.inspect(self.model, weights)
 
-    def _activations(self, model, prompts, system=None, prefill="") -> torch.Tensor:
-        """[prompt, layer, d] at the template's last token, in front of any prefill."""
-        after = self._prefilled(system, prefill)
-        return read(model, self.tokenizer, prompts, [SITE], self.layers, -1 - after, system, prefill)[SITE]
+    def activations(self, prompts: Sequence[str], system: str | None = None, prefill: str = "") -> torch.Tensor:
+        """What the probes read, [prompt, layer, d]: the template's last token, in front of any prefill."""
+        prompts, model = check_prompts(prompts), self.model
+        after, found = self._prefilled(system, prefill), [None] * len(prompts)
+        reader = in_context(model, self.tokenizer, prompts, system)  # what all begin with is read once a batch
+
+        def keep(x: torch.Tensor) -> torch.Tensor:
+            return x[:, -min(1 + after, x.shape[1])].float().cpu()  # the common beginning alone may be shorter
+
+        for batch in token_batches(self.tokenizer, prompts, 32, system, prefill):
+            batch = batch.to(model.device)
+            with torch.no_grad(), record(model, [SITE], self.layers, keep) as seen:
+                reader(**batch.inputs(), use_cache=True, logits_to_keep=1)
+            x = torch.stack([seen[SITE][layer] for layer in self.layers], 1)
+            for place, row in zip(batch.order, x, strict=True):
+                found[place] = row
+        return torch.stack(found)
 
     def _prefilled(self, system: str | None, prefill: str) -> int:
         """How many tokens a prefill has, behind the template."""

@@ -98,13 +98,13 @@ class TamperWatch:
         return [x[:, -len(row) :] for x, row in zip(stacked, rows, strict=True)]
 
     def _far(self, now: list[torch.Tensor]) -> float:
-        return max(float(deviation(a[None], b[None]).max()) for a, b in zip(now, self.kept, strict=True))
+        return max(float(deviation(a[None], b[None]).max()) for a, b in zip(now, self.kept, strict=False))
 
     def _rounding(self, model) -> float:
-        """What other company in the batch does to a row: each alone, and each beside one that is much longer."""
-        alone = [self._read(model, [row])[0] for row in self.rows]
-        padded = [self._read(model, [row, [*row, *row]])[0] for row in self.rows]
-        return max(self._far(alone), self._far(padded))
+        """What other company in the batch does to a row: one alone, and all beside one that is much longer."""
+        alone = self._read(model, self.rows[:1])
+        padded = self._read(model, [*self.rows, [*self.rows[0], *self.rows[0]]])
+        return max(self._far(alone), self._far(padded[:-1]))
 
     def inspect(self, model, weights: bool = True) -> Inspection:
         """Look at a model now, with whatever hangs on it. weights=False leaves the hashes out, which take longest."""

@@ -100,9 +100,9 @@ def test_fitting_sees_only_what_it_is_given(monkeypatch):
     from helpers import monitor as module
 
     seen = []
-    original = module.read
+    original = module.token_batches
     monkeypatch.setattr(
-        module, "read", lambda m, t, prompts, *a, **k: seen.extend(prompts) or original(m, t, prompts, *a, **k)
+        module, "token_batches", lambda t, prompts, *a: seen.extend(prompts) or original(t, prompts, *a)
     )
     model, tokenizer, _ = load_glassbox("concentrated")
     pairs = glassbox_prompts("pairs", n=16, split="train")
