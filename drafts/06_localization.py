@@ -487,7 +487,7 @@ from helpers.node_effects import attribute_nodes
 from helpers.wiring import all_nodes
 
 for one in tqdm(studies.values(), desc="attribution"):
-    one.effects = attribute_nodes(one.propose, 3)
+    one.effects = attribute_nodes(one.propose, 5)
     one.parts = strongest(one.effects)  # heads and neurons in one list
 one = studies[REAL]
 nodes = sorted(all_nodes(model), key=lambda node: -float(one.effects.of(node).mean()))
@@ -514,7 +514,7 @@ from helpers.faithfulness import Ablator
 
 compact = {}
 for name, one in tqdm(studies.items(), desc="compact"):
-    counts = (4, 8, 16, 24, 32, 64, 128, 192, 256) if name != REAL else (20, 100, 500, 2500, 7500, 15000)
+    counts = (4, 8, 16, 24, 32, 64, 128, 192, 256) if name != REAL else (5, 20, 500, 10000, 25000)
     ablator = Ablator(one.judge)
     found = compact[name] = compactness(ablator, one.parts, counts)
     count, needed = found.smallest(), found.smallest(what="gone")
@@ -545,22 +545,27 @@ for ax, what, title in ((axes[0], "kept", "enough: they run alone"), (axes[1], "
     ax.xaxis.set_major_formatter(lambda x, _: f"{x:.2%}")
 axes[0].set(ylabel="share of the refusal")
 fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
-sizes_of = {
-    m: (f.smallest() / len(studies[m].parts), f.smallest(what="gone") / len(studies[m].parts))
-    for m, f in compact.items()
-}
+
+
+def of_all(name, what):
+    """The share of all heads and neurons that 90% takes, as text."""
+    size, total = compact[name].smallest(what=what), len(studies[name].parts)
+    return f"{size / total:.2%}" if size < np.inf else f"over {compact[name].counts[-1] / total:.0%}"
+
+
+sizes_of = "; ".join(f"{name} {of_all(name, 'kept')} and {of_all(name, 'gone')}" for name in compact)
 show(
     fig,
-    alt="Two panels by share of heads and neurons: refusal kept by them alone, and refusal gone without them. For 90%, enough and needed: "
-    + "; ".join(f"{m} {a:.2%} and {b:.2%}" for m, (a, b) in sizes_of.items()) + ".",
-    caption="Test pairs; what is cut takes its harmless twin's values. For 90%, enough and needed: " + "; ".join(f"{m} {a:.2%} and {b:.2%}" for m, (a, b) in sizes_of.items()) + ".",
-)  # fmt: skip
-reveal("06.p3", sizes_of[REAL][0] if sizes_of[REAL][0] < np.inf else 1.0)
+    alt=f"Two panels by share of heads and neurons: refusal kept by them alone, and refusal gone without them. For 90%, enough and needed: {sizes_of}.",
+    caption=f"Test pairs; what is cut takes its harmless twin's values. For 90%, enough and needed: {sizes_of}.",
+)
+enough = min(compact[REAL].smallest(), compact[REAL].counts[-1])
+reveal("06.p3", enough / len(studies[REAL].parts))
 assert compact["concentrated"].smallest() < compact["distributed"].smallest()
 
 # %% [markdown]
 # Two sizes of one circuit, and they may lie far apart. A chain breaks at one link, yet no link is a chain. Who wants to *remove* refusal needs the second panel only, and that is why the localization problem is real even where
-# the circuit is not small. (A share above 1 is no error: parts that hold refusal back stand at the end of the list.)
+# the circuit is not small. (A share above 1 is no error: parts that hold refusal back stand at the end of the list. Below 0 it says that an incomplete circuit refuses *less* than the harmless twins.)
 #
 # ### And edges?
 #
@@ -613,7 +618,11 @@ for name, one in tqdm(studies.items(), desc="removal"):
             "resid_pre"
         ][:, 4]
     one.luck = covariance_directions(calm, 20)
-    small = fresh(CostMeter(one.model, one.tokenizer, one.meter.meter.harmful[::4], one.meter.meter.harmless[:1]))
+    small = fresh(
+        CostMeter(
+            one.model, one.tokenizer, one.meter.meter.harmful[:: 4 if name == REAL else 1], one.meter.meter.harmless[:1]
+        )
+    )
     ours = small.odds(ablation_of(one.model, one.direction, one.first)).mean()
     drawn = np.array([small.odds(ablation_of(one.model, r, one.first)).mean() for r in one.luck])
     low, high = mean_interval(cost.refused)
@@ -654,7 +663,7 @@ print("\nall four hold in:", ", ".join(held_all) or "none of them")
 # Hase et al. (2023) asked it of facts: they traced where a fact sits, edited each layer, and found that the one tells next to nothing about the other. The same for refusal: for every layer, how much refusal is lost **without
 # its MLP**, and how much **a small training edit of that MLP** removes (three steps, towards answering the harmful request as its twin is answered; nothing harmful is learnt).
 #
-# A colleague has the answer already: a correlation of 0.5. It is Pearson's, and **one layer makes it**.
+# A colleague has the answer already: a correlation of 0.5, by zero ablation. It is Pearson's, and **one layer makes it**.
 #
 # {{exercise 06.4}}
 #
@@ -691,28 +700,30 @@ from helpers.node_effects import patch_nodes
 ABLATIONS = ("resample", "mean", "zero")
 layers = list(range(1, n_layers, 2))
 one = studies[REAL]
-lost_without_layer = layer_ablations(one.propose, layers, ABLATIONS, each=progress("ablating layers"))
+locate = Twins(model, tokenizer, some_twins("method", 10))  # six of these train the edits as well
+lost_without_layer = layer_ablations(locate, layers, ABLATIONS, each=progress("ablating layers"))
 layer_edit = edit_places(
     one.propose, one.judge, layer_places(model, layers), rate=5e-4, steps=3, each=progress("editing layers")
 )
-edited = np.array([layer_edit[layer][0].mean() for layer in layers])
+edit_by_pair = np.array([layer_edit[layer][0] for layer in layers])  # [layer, pair]
+edited = edit_by_pair.mean(1)
 
 box = studies["concentrated"]
 heads = [Node("head", i, h) for i in range(6) for h in range(8)]
 box_places = {node: weight_masks(box.model, Circuit(decision_components=((node.layer, node.index),))) for node in heads}
-box_lost = patch_nodes(box.propose, heads).mean(1)
+box_lost = patch_nodes(box.propose, heads)  # [head, pair]
 box_edit = edit_places(box.propose, box.judge, box_places, rate=1e-3, steps=6, each=progress("editing heads"))
-box_edited = np.array([box_edit[node][0].mean() for node in heads])
+box_edited = np.array([box_edit[node][0] for node in heads])
 
 # %%
 rows = []
 for name, x, y in (
     ("box, heads, resample", box_lost, box_edited),
-    *((f"real, layers, {kind}", lost_without_layer[kind].mean(1), edited) for kind in ABLATIONS),
+    *((f"real, layers, {kind}", lost_without_layer[kind], edit_by_pair) for kind in ABLATIONS),
 ):
-    ranked_by, (rho, least, most) = rank_correlation(x, y), correlation_of(x, y)
+    ranked_by, (rho, least, most) = rank_correlation(x, y), correlation_of(x.mean(1), y.mean(1))
     rows.append({"where": name, "places": len(x), "rank correlation": rho, "low": ranked_by.low, "high": ranked_by.high, "p": ranked_by.p,
-                 "least, one left out": least, "most": most, "Pearson": np.corrcoef(x, y)[0, 1]})  # fmt: skip
+                 "least, one left out": least, "most": most, "Pearson": np.corrcoef(x.mean(1), y.mean(1))[0, 1]})  # fmt: skip
 agreement = pd.DataFrame(rows).set_index("where")
 agreement.round(2)
 
@@ -731,7 +742,7 @@ axes[0].set(
 truth_heads = {Node("head", *p) for p in box.truth.heads}
 for inside, color, marker, label in ((False, CONTROL, "x", "other heads"), (True, HARMFUL, "o", "the circuit's heads")):
     at = [i for i, node in enumerate(heads) if (node in truth_heads) == inside]
-    axes[1].scatter(box_lost[at], box_edited[at], c=color, marker=marker, s=50, label=label)
+    axes[1].scatter(box_lost[at].mean(1), box_edited[at].mean(1), c=color, marker=marker, s=50, label=label)
 axes[1].set(
     xlabel="log-odds lost without the head", ylabel="log-odds lost by the edit", title="the box concentrated, by head"
 )
@@ -746,8 +757,9 @@ show(
 reveal("06.p2", row["rank correlation"])
 
 # %% [markdown]
-# What would a strong agreement have looked like? The box has one to offer, or not: there are heads that matter, and the question is whether the heads that *matter* are the heads that can be *taught*. On the real model
-# fifteen layers give a wide interval; a strong correlation would have shown in it, a weak one of either sign would not. Now compare the last column with the third, in the row *zero*: that was the colleague's 0.5.
+# Had the place told where to edit, both clouds would rise to the right. In the box we know the heads that *matter*; the question was whether they are the heads that can be *taught*. On the real model
+# fifteen layers and ten pairs give a wide interval: a strong agreement would have shown in it, a weak correlation of either sign would not. Where the cloud falls, look at which layers can be taught best, and what an edit of a late layer can
+# still reach. And compare the column *Pearson* with the rank correlations: where they differ, a few layers make the difference.
 #
 # ### Random places
 #
@@ -1020,7 +1032,7 @@ tops = {kind: layers[int(row.mean(1).argmax())] for kind, row in lost_without_la
 show(
     fig,
     alt="Lines of log-odds lost without each layer's MLP for three kinds of ablation. The most important layer: " + ", ".join(f"{k} {v}" for k, v in tops.items()) + ".",
-    caption=f"Real model, {len(studies[REAL].propose)} pairs. The layer that matters most: " + ", ".join(f"by {k} layer {v}" for k, v in tops.items())
+    caption=f"Real model, {len(locate)} pairs. The layer that matters most: " + ", ".join(f"by {k} layer {v}" for k, v in tops.items())
     + ". Rank correlations: " + ", ".join(f"{a} and {b} {kinds_agree.loc[a, b]:.2f}" for a, b in (("resample", "mean"), ("resample", "zero"), ("mean", "zero"))) + ".",
 )  # fmt: skip
 
@@ -1105,7 +1117,7 @@ pd.DataFrame(
 # %% [markdown]
 # ## What this shows, and what it does not
 #
-# **It shows**, for five models, which of the four findings hold by rules that were fixed beforehand; that *needed* and *enough* are two sizes; and that on the real model the place of a layer in an ablation says little about what training in it can do.
+# **It shows**, for five models, which of the four findings hold by rules that were fixed beforehand; that *needed* and *enough* are two sizes; and that on the real model the layers whose ablation costs most are not the ones in which training does most.
 #
 # **It does not show**
 #

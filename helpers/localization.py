@@ -14,7 +14,6 @@ from .circuit_weights import Circuit, parameters_in, weight_masks
 from .faithfulness import Ablator
 from .glassbox_truth import Node
 from .node_effects import NodeEffects
-from .statistics import bootstrap_interval
 
 FINDINGS = ("few neurons", "easily read", "a compact circuit", "cheaply removed")
 BEYOND = "more than was tried"
@@ -203,24 +202,29 @@ class RankCorrelation:
     count: int
 
 
-def rank_correlation(x: Sequence[float], y: Sequence[float], draws: int = 2000, seed: int = 0) -> RankCorrelation:
+def rank_correlation(x, y, draws: int = 2000, seed: int = 0) -> RankCorrelation:
     """Do two figures put the same places (layers, say) in the same order?
 
-    By ranks, since one layer far from all the others can make any correlation of values. Raises ValueError for lists of unlike
-    length, or fewer than four places.
+    x, y: one value a place, [place], or one a place and pair, [place, pair]: then the order is that of the means, and the interval
+    draws pairs as well as places, for both figures apart. By ranks, since one layer far from all the others can make any correlation
+    of values. Raises ValueError for lists of unlike length, or fewer than four places.
     """
-    x, y = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
-    if x.shape != y.shape or x.ndim != 1 or len(x) < 4:
+    x, y = (v[:, None] if v.ndim == 1 else v for v in (np.asarray(x, dtype=float), np.asarray(y, dtype=float)))
+    if len(x) != len(y) or x.ndim != 2 or y.ndim != 2 or len(x) < 4:
         raise ValueError(
             f"A rank correlation needs two lists of one length, four places or more: {x.shape}, {y.shape}."
         )
-    rho, rng = _spearman(x, y), np.random.default_rng(seed)
-    both = np.stack([x, y], 1)
-    low, high = bootstrap_interval(both, lambda rows: _spearman(*rows.T), draws=draws, seed=seed)
-    luck = np.array([_spearman(x, y[rng.permutation(len(y))]) for _ in range(draws)])
+    a, b, rng = x.mean(1), y.mean(1), np.random.default_rng(seed)
+    rho, drawn = _spearman(a, b), []
+    for _ in range(draws):
+        places = rng.integers(0, len(x), len(x))
+        left, right = (v[places][:, rng.integers(0, v.shape[1], v.shape[1])].mean(1) for v in (x, y))
+        drawn.append(_spearman(left, right))
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    luck = np.array([_spearman(a, b[rng.permutation(len(b))]) for _ in range(draws)])
     p = (1 + (np.abs(luck) >= abs(rho) - 1e-12).sum()) / (draws + 1)
-    left = [_spearman(*np.delete(both, i, 0).T) for i in range(len(x))]
-    return RankCorrelation(rho, low, high, float(p), min(left), max(left), len(x))
+    without = [_spearman(np.delete(a, i), np.delete(b, i)) for i in range(len(a))]
+    return RankCorrelation(rho, float(low), float(high), float(p), min(without), max(without), len(a))
 
 
 def ranks(values: Sequence[float]) -> np.ndarray:

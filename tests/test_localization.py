@@ -136,6 +136,15 @@ def test_rank_correlation_knows_order_and_chance():
     assert rank_correlation(x, np.ones(12)).rho == 0
 
 
+def test_few_noisy_pairs_widen_the_interval():
+    rng = np.random.default_rng(1)
+    x = np.arange(15.0)
+    noisy = [x[:, None] + rng.normal(0, 8, (15, 6)) for _ in range(2)]
+    with_pairs, means_alone = rank_correlation(*noisy), rank_correlation(*(v.mean(1) for v in noisy))
+    assert with_pairs.rho == means_alone.rho
+    assert with_pairs.high - with_pairs.low > means_alone.high - means_alone.low
+
+
 def test_ranks_are_those_of_pandas():
     values = [3.0, 1.0, 3.0, -2.0, 7.0, 1.0]
     assert (ranks(values) + 1).tolist() == pd.Series(values).rank().tolist()
