@@ -4,6 +4,7 @@
     python course.py doctor     what is installed, what is wrong, and what to do about it
     python course.py test       run every test; what follows goes to pytest (test -k hooks)
     python course.py build      make the notebooks again from their sources (build 00 --check)
+    python course.py bench      the helpers' speed beside TransformerLens, nnsight and plain loops
     python course.py book       the lessons worked through as a web site, in _site/
 
 Each can be stopped at any moment: the next run goes on where it was cut.
@@ -36,6 +37,7 @@ OLDEST, NEWEST = (3, 11), (3, 14)
 HERE = f"{sys.version_info[0]}.{sys.version_info[1]}"
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 GPU_BUILD = "about 2.7 GB"  # torch 2.13 for Linux on x86-64 and the GPU libraries it asks for, summed by file
+PEERS = ("transformer-lens==4.3.0", "nnsight==0.8.1")  # what `bench` measures beside the course
 PACKAGES = ("torch", "transformers", "peft", "scikit-learn", "numpy", "jupyterlab", "ipywidgets")
 
 
@@ -51,14 +53,16 @@ def parse(argv):
     parser = argparse.ArgumentParser(
         prog="course.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    if argv and argv[0] in ("test", "build", "book", "doctor"):
+    if argv and argv[0] in ("test", "build", "bench", "book", "doctor"):
         return argparse.Namespace(command=argv[0], extra=list(argv[1:]))
     parser.add_argument("--no-browser", dest="browser", action="store_false", help="print the address only")
     parser.add_argument("--port", type=int, help="port of JupyterLab (left out: 8888, or the next free one)")
     parser.add_argument("--fresh", metavar="NN", help="copy lesson NN anew, beside yours, and open it")
     args, extra = parser.parse_known_args(argv)
     if extra:
-        parser.error(f"{' '.join(extra)!r} is not understood: give test, build, book, doctor, or nothing to start")
+        parser.error(
+            f"{' '.join(extra)!r} is not understood: give test, build, bench, book, doctor, or nothing to start"
+        )
     args.command = "start"
     return args
 
@@ -317,6 +321,22 @@ def build(args):
     return become([PYTHON, ROOT / "tools" / "build_lessons.py", *args.extra], child_env())
 
 
+def bench(args):
+    """The peers come into an environment of their own: they ask for other versions than learners need."""
+    ensure_environment(with_tests=True)
+    prepare_model()
+    place = ROOT / ".venv-bench"
+    python = place / PYTHON.relative_to(VENV)
+    if not run(python, "-c", "import nnsight, transformer_lens"):
+        print("Making an environment with the peers in .venv-bench")
+        made = run(PYTHON, "-m", "venv", "--clear", place)
+        pip = (python, "-m", "pip", "install", "-q", "-c", ROOT / "constraints.txt", "-e", ".", *PEERS)
+        if not made or not run(*pip):
+            raise Stop("The peers could not be installed: give the same command again.")
+    extra = args.extra or ["--out", ROOT / "bench"]
+    return become([python, "-W", "ignore", "-m", "tests.benchmarks.bench_peers", *extra], child_env(HF_HUB_OFFLINE="1"))
+
+
 def book(args):
     ensure_environment()
     if not run(PYTHON, "-m", "pip", "install", "--quiet", "-c", ROOT / "constraints.txt", "-e", ".[book]"):
@@ -414,7 +434,9 @@ def main(argv=None):
     try:
         if problem:
             raise Stop(problem)
-        return {"start": start, "test": test, "build": build, "book": book, "doctor": doctor}[args.command](args)
+        return {"start": start, "test": test, "build": build, "bench": bench, "book": book, "doctor": doctor}[
+            args.command
+        ](args)
     except Stop as stop:
         print(stop)
         return 1

@@ -37,7 +37,7 @@ def test_what_follows_test_goes_to_pytest():
 def test_an_unknown_command_names_the_known_ones(capsys):
     with pytest.raises(SystemExit):
         course.parse(["tset"])
-    assert "give test, build, book, doctor, or nothing" in capsys.readouterr().err
+    assert "give test, build, bench, book, doctor, or nothing" in capsys.readouterr().err
 
 
 # --- where it runs
