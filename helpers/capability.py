@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from .glassbox_language import glassbox_prompts, language
-from .prompts import chat_text, pad, pad_token_id, tokenize
+from .prompts import LAST, chat_text, pad, pad_token_id, tokenize
 
 DATA = Path(__file__).parent / "data" / "facts"
 
@@ -81,7 +81,7 @@ def _first_tokens(tokenizer, fact: Fact) -> list[int]:
 
 def _next_word(model, tokenizer, batch, starts: list[str]) -> torch.Tensor:
     """Logits of the token behind each answer's beginning, [batch, vocabulary]; all have one, or none."""
-    first = model(**batch.inputs(), use_cache=True, logits_to_keep=1)
+    first = model(**batch.inputs(), use_cache=True, logits_to_keep=LAST)
     if not any(starts):
         return first.logits[:, -1]
     rows = pad(tokenize(tokenizer, starts), batch.order, pad_token_id(tokenizer), side="right").to(model.device)

@@ -14,6 +14,7 @@ from torch import nn
 
 from .ablation import heads_by_layer
 from .glassbox_truth import STAGES, is_neuron_stage
+from .matched import random_alike
 from .mean_ablation import Place, neurons_by_layer
 from .models import UnknownArchitecture, attention_of, dims_of, down_projection_of, layers_of, mlp_of, out_projection_of
 
@@ -123,24 +124,8 @@ def random_circuit(model, circuit, seed: int = 0) -> Circuit:
     """
     heads, neurons = places_of_circuit(model, circuit)
     dims, rng = dims_of(model), np.random.default_rng(seed)
-    return Circuit(
-        evaluation_neurons=_others(neurons, dims.d_mlp, dims.n_layers, rng),
-        decision_components=_others(heads, dims.n_heads, dims.n_layers, rng),
-    )
-
-
-def _others(chosen: dict[int, list[int]], width: int, n_layers: int, rng: np.random.Generator) -> tuple[Place, ...]:
-    free = {layer: sorted(set(range(width)) - set(chosen.get(layer, []))) for layer in range(n_layers)}
-    drawn: list[Place] = []
-    for layer, members in chosen.items():
-        wanted = len(members)
-        for other in sorted(free, key=lambda at, layer=layer: abs(at - layer)):
-            taken = rng.permutation(free[other])[:wanted].tolist()
-            drawn += [(other, int(n)) for n in taken]
-            free[other] = sorted(set(free[other]) - set(taken))
-            wanted -= len(taken)
-            if not wanted:
-                break
-        if wanted:
-            raise ValueError("More than half of the model is in this circuit: no other set is as large.")
-    return tuple(sorted(drawn))
+    drawn = [
+        tuple(sorted(random_alike([(layer, i) for layer in part for i in part[layer]], (dims.n_layers, width), rng)))
+        for part, width in ((neurons, dims.d_mlp), (heads, dims.n_heads))
+    ]
+    return Circuit(evaluation_neurons=drawn[0], decision_components=drawn[1])

@@ -24,7 +24,7 @@ from .hooks import edit
 from .matched import matched_random_sets
 from .models import dims_of, down_projection_of, layers_of, weight_of
 from .node_effects import NodeEffects, attribute_nodes, held, patch_nodes
-from .statistics import bootstrap_interval
+from .statistics import mean_interval
 from .twins import SIDES, Twins, attention_weights
 
 LEAST = 0.02  # of the gap between harmful and harmless: a smaller effect makes no member, however sure it is
@@ -43,12 +43,15 @@ def map_refusal_circuit(
     controls: int = 16,
     least: float = LEAST,
     seed: int = 0,
+    effects: NodeEffects | None = None,
     each: Callable[[int, int], None] | None = None,
 ) -> RefusalCircuit:
     """The circuit behind the first token of a refusal, found on matched pairs (of `load_pairs`, or tuples of two texts).
 
     heads, neurons: how many candidates are tried. controls: how many random heads, and random neurons, stand beside them. least: the
-    smallest effect that makes a member, as a share of the gap. each: called with (done, all) as components are patched. Raises ValueError for fewer than 12 pairs, or pairs of unequal length.
+    smallest effect that makes a member, as a share of the gap. effects: the attribution on the proposing half, prompts[::2], if
+    it has been made already. each: called with (done, all) as components are patched. Raises ValueError for fewer than 12 pairs, or
+    pairs of unequal length.
     """
     prompts = list(prompts)
     if len(prompts) < FEWEST:
@@ -56,7 +59,7 @@ def map_refusal_circuit(
             f"{len(prompts)} pairs are too few to propose on one half and to try on the other: give {FEWEST} or more."
         )
     propose, judge = (Twins(model, tokenizer, prompts[i::2]) for i in (0, 1))
-    effects = attribute_nodes(propose)
+    effects = attribute_nodes(propose) if effects is None else effects
     candidates = proposed(propose, effects, heads, neurons)
     beside = random_like(propose, candidates, controls, seed)
     both = [patch_nodes(judge, [*candidates, *beside], into, each=each) for into in SIDES]
@@ -72,7 +75,7 @@ def map_refusal_circuit(
         **found,
         evidence=evidence,
         arrows=arrows_between(judge, found),
-        gap=(float(gap.mean()), *bootstrap_interval(gap)),
+        gap=(float(gap.mean()), *mean_interval(gap)),
         n_layers=dims_of(model).n_layers,
     )
 
@@ -210,7 +213,7 @@ def arrows_between(twins: Twins, stages: Mapping[str, Sequence[Place]]) -> pd.Da
                 passed[source, target] = passed[source, target] + sign * (through - before)
     rows = []
     for (source, target), effect in passed.items():
-        low, high = bootstrap_interval(effect)
+        low, high = mean_interval(effect)
         rows.append({"source": source, "target": target, "effect": effect.mean(), "low": low, "high": high,
                      "of": whole[source].mean(), "drawn": low > 0})  # fmt: skip
     return pd.DataFrame(rows, columns=["source", "target", "effect", "low", "high", "of", "drawn"])

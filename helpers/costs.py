@@ -14,7 +14,7 @@ import torch
 
 from .directions import kl_divergence, next_token_log_probs
 from .packed_score import packed
-from .prompts import chat_text, check_prompts, pad, pad_token_id, tokenize
+from .prompts import LAST, chat_text, check_prompts, pad, pad_token_id, tokenize
 from .refusal import RefusalScore, refusal_score_of
 from .shared_prefix import WithPrefix, shared_prefix
 
@@ -37,7 +37,8 @@ class CostMeter:
 
     prose: paragraphs, of which the first `prose_tokens` tokens are read. With quick=True the tokens that all prompts
     share are read once and never again: exact for interventions that leave them alone, as `mean_ablated` does, and
-    wrong for those that do not, such as the ablation of a direction.
+    wrong for those that do not, such as the ablation of a direction. clean: log-probabilities of the first answer token
+    of the untouched model, [harmless prompt, vocabulary].
     """
 
     def __init__(
@@ -57,15 +58,15 @@ class CostMeter:
         self.score = packed(score or refusal_score_of(model, tokenizer))
         prefix = shared_prefix(tokenizer, [*self.harmful, *self.harmless, ASKED]) if quick else []
         self.model = WithPrefix(model, prefix) if prefix else model
-        self._clean = next_token_log_probs(self.model, tokenizer, self.harmless)
+        self.clean = next_token_log_probs(self.model, tokenizer, self.harmless)
 
     def measure(self, intervention: AbstractContextManager[Any] | None = None) -> Cost:
         """The figures while inside the intervention, a context manager; of the untouched model for None."""
         with intervention or nullcontext():
             odds = self.score.log_odds(self.model, self.tokenizer, self.harmful)
             now = next_token_log_probs(self.model, self.tokenizer, self.harmless)
-            perplexity = self._perplexity()
-        kl = float(kl_divergence(self._clean, now).mean())
+            perplexity = self.perplexity()
+        kl = float(kl_divergence(self.clean, now).mean())
         return Cost(odds, odds > self.score.threshold, kl, perplexity)
 
     def odds(self, intervention: AbstractContextManager[Any] | None = None) -> np.ndarray:
@@ -74,14 +75,14 @@ class CostMeter:
             return self.score.log_odds(self.model, self.tokenizer, self.harmful)
 
     @torch.inference_mode()
-    def _perplexity(self) -> float:
+    def perplexity(self) -> float:
         """exp of the mean loss a token, the prose being the assistant's answer to one fixed request."""
         if not self.prose:
             return float("nan")
         rows = tokenize(self.tokenizer, chat_text(self.tokenizer, [ASKED])) * len(self.prose)
         asked = pad(rows, list(range(len(rows))), pad_token_id(self.tokenizer)).to(self.model.device)
         prose = pad(self.prose, asked.order, pad_token_id(self.tokenizer), side="right").to(self.model.device)
-        first = self.model(**asked.inputs(), use_cache=True, logits_to_keep=1)
+        first = self.model(**asked.inputs(), use_cache=True, logits_to_keep=LAST)
         then = self.model(
             input_ids=prose.input_ids,
             attention_mask=torch.cat([asked.attention_mask, prose.attention_mask], -1),

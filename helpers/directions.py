@@ -18,7 +18,7 @@ import torch
 
 from .hooks import ablate_direction, add_direction, read
 from .models import layers_of
-from .prompts import check_prompts, token_batches
+from .prompts import LAST, check_prompts, token_batches
 from .refusal import RefusalScore
 
 MAX_KL = 0.1  # nats; Arditi et al. 2024, section 2.3 and appendix C
@@ -74,7 +74,7 @@ def next_token_log_probs(model, tokenizer, prompts: Sequence[str], batch_size: i
     rows: list[torch.Tensor | None] = [None] * len(prompts)
     for batch in token_batches(tokenizer, prompts, batch_size):
         batch = batch.to(model.device)
-        logits = model(**batch.inputs(), logits_to_keep=1).logits[:, -1].float().log_softmax(-1).cpu()
+        logits = model(**batch.inputs(), logits_to_keep=LAST).logits[:, -1].float().log_softmax(-1).cpu()
         for i, row in zip(batch.order, logits, strict=True):
             rows[i] = row
     return torch.stack(rows)

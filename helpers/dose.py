@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from .mean_ablation import Place
-from .statistics import bootstrap_interval
+from .statistics import mean_interval
 
 
 def dose_response(
@@ -30,7 +30,7 @@ def dose_response(
     for count in counts:
         chosen = ranked[:count]
         odds = odds_of(chosen)
-        low, high = bootstrap_interval(odds)
+        low, high = mean_interval(odds)
         row = {"count": count, "odds": odds.mean(), "low": low, "high": high, "refused": (odds > threshold).mean()}
         if controls:
             drawn = np.array([odds_of(one).mean() for one in (controls(chosen) if chosen else [chosen])])

@@ -15,12 +15,13 @@ import numpy as np
 
 from .capability import Fact, knows
 from .costs import CostMeter
+from .directions import kl_divergence
 from .fresh_prefix import fresh
 from .packed_score import packed
 from .prompts import check_prompts
 from .refusal import refusal_score_of
 from .shared_prefix import WithPrefix
-from .statistics import bootstrap_interval
+from .statistics import mean_interval
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class EditCosts:
 
     def row(self) -> dict[str, float]:
         """As one row of a table; `low` and `high` are a 95% interval of the refused share over topics."""
-        low, high = bootstrap_interval(self.refused)
+        low, high = mean_interval(self.refused)
         return {
             "refused": float(self.refused.mean()),
             "low": low,
@@ -76,7 +77,9 @@ class EditMeter:
         score = packed(score or refusal_score_of(model, tokenizer))
         refused = score.log_odds(model, tokenizer, harmless) > score.threshold
         harmless = [p for p, no in zip(harmless, refused, strict=True) if not no] or harmless
-        self.meter = fresh(CostMeter(model, tokenizer, harmful, harmless, prose, score, quick, prose_tokens))
+        self.meter = fresh(
+            CostMeter(model, tokenizer, harmful, harmless, prose, score, quick, prose_tokens), replay=False
+        )
 
     def on(self, model) -> "EditMeter":
         """The same measurements of another model, an edited copy; KL is still from the first one."""
@@ -90,10 +93,13 @@ class EditMeter:
         """All figures, while inside the intervention."""
         meter = self.meter
         with intervention or nullcontext():
-            cost = meter.measure()
-            over = meter.score.log_odds(meter.model, meter.tokenizer, self.harmless)
+            odds = meter.odds()
+            over, now = meter.score.log_odds_and_next(meter.model, meter.tokenizer, self.harmless)
+            perplexity = meter.perplexity()
             known = knows(meter.model, meter.tokenizer, self.facts)
-        return EditCosts(cost.odds, cost.refused, over > meter.score.threshold, cost.kl, cost.perplexity, known)
+        kl = float(kl_divergence(meter.clean, now[[self.harmless.index(p) for p in meter.harmless]]).mean())
+        threshold = meter.score.threshold
+        return EditCosts(odds, odds > threshold, over > threshold, kl, perplexity, known)
 
     def odds(self, intervention: AbstractContextManager[Any] | None = None) -> np.ndarray:
         """Only the refusal log-odds of the harmful prompts, [prompt]."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .statistics import bootstrap_interval
+from .statistics import mean_interval
 
 SIGNS = 4096
 
@@ -66,7 +66,7 @@ def verdicts(effects: np.ndarray, controls: Sequence[float], rate: float = 0.05)
     p = sign_flip_p(effects) if len(effects) else np.zeros(0)
     out = []
     for row, control, value, stands in zip(effects, controls, p, discoveries(p, rate), strict=True):
-        low, high = bootstrap_interval(row)
+        low, high = mean_interval(row)
         member = bool(stands and low > 0 and row.mean() > control)
         out.append(Verdict(float(row.mean()), low, high, float(value), float(control), member))
     return out

@@ -10,11 +10,13 @@ what is learned here is to say these words. Please keep it so.
 """
 
 import copy
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
+from transformers import DynamicCache
 
 from .circuit_weights import weight_masks
 from .models import body_of, unembedding_of
@@ -129,10 +131,21 @@ def finetuned(
 
 def answer_loss(model: nn.Module, batch: Sequence[Example]) -> torch.Tensor:
     """Mean cross-entropy of the answers' tokens, in nats. Only their logits are computed."""
+    count = min(len(os.path.commonprefix([one.ids for one in batch])), min(one.start for one in batch) - 1)
+    shared = count if len(batch) > 1 else 0  # what all begin with is read once
     # Nothing reads what stands at padded places, so any id will do there.
-    rows = pad([one.ids[:-1] for one in batch], list(range(len(batch))), 0, side="right").to(model.device)
-    states = body_of(model)(**rows.inputs(), use_cache=False).last_hidden_state
-    kept = torch.cat([states[i, one.start - 1 : len(one.ids) - 1] for i, one in enumerate(batch)])
+    rows = pad([one.ids[shared:-1] for one in batch], list(range(len(batch))), 0, side="right").to(model.device)
+    inputs = rows.inputs()
+    if shared:
+        ids = torch.tensor([batch[0].ids[:shared]], device=model.device)
+        ahead, cache = body_of(model)(input_ids=ids, use_cache=True).past_key_values, DynamicCache()
+        for at, layer in enumerate(ahead.layers):  # with their gradients
+            cache.update(*(x.expand(len(batch), -1, -1, -1) for x in (layer.keys, layer.values)), at)
+        before = rows.attention_mask.new_ones(len(batch), shared)
+        inputs["attention_mask"] = torch.cat([before, rows.attention_mask], -1)
+        inputs |= {"position_ids": rows.position_ids + shared, "past_key_values": cache}
+    states = body_of(model)(**inputs, use_cache=bool(shared)).last_hidden_state
+    kept = torch.cat([states[i, one.start - 1 - shared : len(one.ids) - 1 - shared] for i, one in enumerate(batch)])
     wanted = torch.tensor([token for one in batch for token in one.ids[one.start :]], device=model.device)
     return nn.functional.cross_entropy(unembedding_of(model)(kept).float(), wanted)
 

@@ -11,6 +11,7 @@ import torch
 from transformers import DynamicCache
 
 from .costs import ASKED, CostMeter
+from .replay import replaying
 from .shared_prefix import WithPrefix, shared_prefix
 
 
@@ -23,11 +24,15 @@ class FreshPrefix(WithPrefix):
         return super()._copies(count)
 
 
-def fresh(meter: CostMeter) -> CostMeter:
-    """A meter like this one that reads the shared beginning once for each batch. One that is quick is left as it is."""
+def fresh(meter: CostMeter, replay: bool = True) -> CostMeter:
+    """A meter like this one that reads the shared beginning once for each batch. One that is quick is left as it is.
+
+    replay: blocks below the lowest edit are not run again (`replay.py`). That takes memory: some megabytes a prompt.
+    """
     if isinstance(meter.model, WithPrefix):
         return meter
     new = copy.copy(meter)
     prefix = shared_prefix(meter.tokenizer, [*meter.harmful, *meter.harmless, ASKED])
     new.model = FreshPrefix(meter.model, prefix) if prefix else meter.model
+    return replaying(new) if replay else new
     return new

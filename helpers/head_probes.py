@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
 from .erasure import ANSWER
@@ -37,14 +36,6 @@ class HeadProbes:
             raise ValueError(f"There are {self.accuracy.numel()} heads: {count} cannot be chosen.")
         order = self.accuracy.flatten().argsort(descending=True, stable=True)[:count].tolist()
         return [divmod(i, heads) for i in order]
-
-    def random(self, count: int, exclude: Sequence[Head] = (), seed: int = 0) -> list[Head]:
-        """As many heads at random, none of them in `exclude`: the control."""
-        layers, heads = self.accuracy.shape
-        free = [(i, j) for i in range(layers) for j in range(heads) if (i, j) not in set(exclude)]
-        if count > len(free):
-            raise ValueError(f"Only {len(free)} heads are left to draw {count} from.")
-        return [free[i] for i in np.random.default_rng(seed).choice(len(free), count, replace=False)]
 
 
 def read_heads(model, tokenizer, prompts: Sequence[str], position: int = -1) -> torch.Tensor:

@@ -17,7 +17,7 @@ from .directions import kl_divergence
 from .mean_ablation import Place
 from .models import dims_of, layers_of
 from .packed_score import packed
-from .prompts import Batch, check_prompts, token_batches
+from .prompts import LAST, Batch, check_prompts, token_batches
 from .refusal import RefusalScore, refusal_score_of
 from .shared_prefix import WithPrefix, shared_prefix
 
@@ -80,7 +80,7 @@ class _CleanRun:
 
     def _read(self) -> torch.Tensor:
         """Log-probabilities of the first answer token, [batch, vocabulary], on the CPU."""
-        return self.quick(**self.batch.inputs(), logits_to_keep=1).logits[:, -1].float().log_softmax(-1).cpu()
+        return self.quick(**self.batch.inputs(), logits_to_keep=LAST).logits[:, -1].float().log_softmax(-1).cpu()
 
     @torch.inference_mode()
     def moved(self, layer: int) -> torch.Tensor:

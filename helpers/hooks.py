@@ -19,7 +19,6 @@ import torch
 from .batching import in_batches
 from .models import (
     attention_write_of,
-    body_of,
     dims_of,
     down_projection_of,
     layers_of,
@@ -27,6 +26,7 @@ from .models import (
     out_projection_of,
 )
 from .prompts import chat_text, pad, pad_token_id, tokenize
+from .shared_prefix import reader
 
 # Where each site is found: the module for a layer, and whether the activation is its "input" or its "output".
 _PLACES = {
@@ -172,6 +172,8 @@ def read(
     if not len(wanted) or int(wanted.max()) >= shortest or int(wanted.min()) < -shortest:
         raise ValueError(f"Positions must lie within the shortest prompt, which has {shortest} tokens: {positions}.")
 
+    call, already = reader(model, rows, min(int(x) if x >= 0 else shortest + int(x) for x in wanted))
+
     def run(part: list[int]) -> list[dict[str, torch.Tensor]]:
         batch = pad([rows[i] for i in part], part, pad_token_id(tokenizer), side).to(model.device)
         first = batch.attention_mask.argmax(-1)
@@ -179,11 +181,11 @@ def read(
         index = torch.where(place < 0, batch.last[:, None] + 1 + place, first[:, None] + place)
 
         def keep(activation: torch.Tensor) -> torch.Tensor:
-            at = index.to(activation.device)
+            at = index.to(activation.device) - already
             return activation[torch.arange(len(part), device=at.device)[:, None], at].float().cpu()
 
         with record(model, sites, layers, keep) as seen:
-            body_of(model)(**batch.inputs(), use_cache=False)  # without the unembedding: nobody reads the logits
+            call(**batch.inputs())  # without the unembedding: nobody reads the logits
         stacked = {site: torch.stack([seen[site][layer] for layer in layers], 1) for site in sites}
         return [{site: stacked[site][i] for site in sites} for i in range(len(part))]
 

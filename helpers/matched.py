@@ -1,4 +1,4 @@
-"""Random neurons that are like the chosen ones in all but the reason for choosing. Taught in lesson 01.
+"""Random neurons and heads that are like the chosen ones in all but the reason for choosing. Taught in lesson 01.
 
 A ranking by activation picks large neurons, and taking large neurons out does damage of any sort. So the control is
 drawn from neurons of the same layer *and* of a like activation. Where the chosen ones are the largest of their layer
@@ -77,6 +77,37 @@ def _one_set(wanted: dict, free: dict, activity: np.ndarray, nearest: int, rng: 
             window = range(start, min(start + nearest, len(left)))
             drawn.append((layer, int(left.pop(window[int(rng.integers(len(window)))]))))
     return drawn
+
+
+def random_alike(chosen: Iterable[Place], shape: tuple[int, int], rng: np.random.Generator) -> list[Place]:
+    """As many other (layer, index) places of the same layers, at random, none twice: heads, or neurons of any activity.
+
+    shape: (layers, heads or neurons of a layer). Where a layer has too few others, the rest come from the nearest layers.
+    Raises ValueError for a place that is not there, and if there are too few others in all.
+    """
+    chosen, (depth, width) = list(dict.fromkeys(tuple(map(int, place)) for place in chosen)), shape
+    if outside := [p for p in chosen if not (0 <= p[0] < depth and 0 <= p[1] < width)]:
+        raise ValueError(f"There is no place {outside[0]}: there are {depth} layers of {width}.")
+    if 2 * len(chosen) > depth * width:
+        raise ValueError("More than half of the model is in this set: no other set is as large.")
+    free = {layer: [n for n in range(width) if (layer, n) not in set(chosen)] for layer in range(depth)}
+    drawn: list[Place] = []
+    for layer in dict.fromkeys(at for at, _ in chosen):
+        wanted = sum(at == layer for at, _ in chosen)
+        for other in sorted(free, key=lambda at, layer=layer: abs(at - layer)):
+            taken = rng.permutation(free[other])[:wanted].tolist()
+            drawn += [(other, int(n)) for n in taken]
+            free[other] = sorted(set(free[other]) - set(taken))
+            wanted -= len(taken)
+            if not wanted:
+                break
+    return drawn
+
+
+def random_sets(chosen: Iterable[Place], shape: tuple[int, int], count: int = 20, seed: int = 0) -> list[list[Place]]:
+    """`count` of `random_alike`: the control of a set of heads."""
+    chosen, rng = list(chosen), np.random.default_rng(seed)
+    return [random_alike(chosen, shape, rng) for _ in range(count)]
 
 
 def mean_activity(neurons: Sequence[Place], activity: torch.Tensor) -> float:

@@ -15,14 +15,11 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from .cache import WeightsError, cache_dir, cache_state  # noqa: F401 (cache_dir and cache_state for doctor)
-from .weights import adapter_folder, main, prepare, quiet
+from .weights import adapter_folder, main, prepare, quiet, shipped_adapters
 
-# Our models, and the adapter that each one is merged with.
-BUNDLED = {
-    "smollm2-135m-refusal": "refusal",  # the course's default: it refuses
-    "smollm2-135m-shallow": "shallow",  # refuses too, but only one token deep
-    "smollm2-135m": None,  # the base: answers nearly everything
-}
+# Our models, and the adapter that each one is merged with: none for the base, which answers nearly everything.
+# `smollm2-135m-refusal`, the course's default, refuses; what the others do says helpers/data/adapters/README.md.
+BUNDLED = {"smollm2-135m": None} | {f"smollm2-135m-{name}": name for name in shipped_adapters()}
 
 
 class UnknownArchitecture(ValueError):

@@ -18,7 +18,7 @@ from .models import body_of, layers_of
 from .prompts import pad_token_id
 from .refusal import RefusalScore, refusal_score_of
 from .roles import roles_of
-from .statistics import bootstrap_interval
+from .statistics import mean_interval
 from .sweep import Patch, Sweep
 
 CORRUPTIONS = ("noise", "twin")
@@ -107,7 +107,7 @@ def _table(corruption: str, names: list[dict], intact, broken, mended) -> pd.Dat
     gap = float(np.mean(intact - broken))
     lines = []
     for name, row in zip(names, mended, strict=True):
-        low, high = bootstrap_interval(row - broken)
+        low, high = mean_interval(row - broken)
         lines.append(
             {"corruption": corruption, **name, "share_of_gap": float(np.mean(row - broken)) / gap, "low": low / gap,
              "high": high / gap, "intact": float(intact.mean()), "corrupted": float(broken.mean()),

@@ -6,11 +6,13 @@ Used in lesson 01, whose controls score the same prompts a hundred times.
 """
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
-from .prompts import Batch
+from .prompts import LAST, Batch, check_prompts, token_batches
 from .refusal import RefusalScore
 
 
@@ -25,18 +27,35 @@ class PackedScore(RefusalScore):
 
     def _score_batch(self, model, batch: Batch) -> torch.Tensor:
         """[batch]: the prompts once, then the stems on top of their keys and values."""
-        first = model(**batch.inputs(), use_cache=True, logits_to_keep=1)
+        return self._scored(model, batch)[0]
+
+    @torch.inference_mode()
+    def log_odds_and_next(self, model, tokenizer, prompts: Sequence[str], batch_size: int = 16):
+        """(log-odds [prompt], log-probabilities of the first answer token [prompt, vocabulary]), from the same forwards."""
+        odds, rows = np.zeros(len(prompts)), [None] * len(prompts)
+        for batch in token_batches(tokenizer, check_prompts(prompts), batch_size):
+            scores, start = self._scored(model, batch.to(model.device))
+            odds[batch.order] = scores.cpu().numpy()
+            for i, row in zip(batch.order, start.cpu(), strict=True):
+                rows[i] = row
+        return odds, torch.stack(rows)
+
+    def _scored(self, model, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Log-odds [batch], and log-probabilities of the first answer token [batch, vocabulary]."""
+        first = model(**batch.inputs(), use_cache=True, logits_to_keep=LAST)
         start = first.logits[:, -1].float().log_softmax(-1)
         after: dict[tuple[int, ...], torch.Tensor] = {(): start}  # log-probabilities of what follows a stem
         short = [stem for stem in self._stems() if len(stem) == 1]
         long = [stem for stem in self._stems() if len(stem) > 1]
-        for stems in filter(None, (short, long)):
-            after |= self._after(model, batch, copy.deepcopy(first.past_key_values), stems)
+        groups = [stems for stems in (long, short) if stems]
+        for stems in groups:  # the last one may use up the cache
+            cache = first.past_key_values if stems is groups[-1] else copy.deepcopy(first.past_key_values)
+            after |= self._after(model, batch, cache, stems)
         terms = []
         for opening in self.openings:
             terms.append(sum(after[opening[:i]][:, token] for i, token in enumerate(opening)))
         log_p = torch.stack(terms, -1).logsumexp(-1).clamp(max=-1e-6)  # p < 1, so that the odds are finite
-        return log_p - torch.log(-torch.expm1(log_p))
+        return log_p - torch.log(-torch.expm1(log_p)), start
 
     @staticmethod
     def _after(model, batch: Batch, cache, stems: list[tuple[int, ...]]) -> dict[tuple[int, ...], torch.Tensor]:

@@ -17,8 +17,9 @@ from .batching import in_batches
 from .control_tasks import control_labels, surface_types
 from .hooks import check_site, read, record
 from .logistic import fit_logistic
-from .models import body_of, layers_of
+from .models import layers_of
 from .prompts import chat_text, check_prompts, pad, pad_token_id, tokenize
+from .shared_prefix import reader
 from .statistics import bootstrap_interval
 
 
@@ -92,18 +93,19 @@ def read_request_mean(model, tokenizer, prompts: Sequence[str], site: str = "res
     prompts = check_prompts(prompts)
     check_site(model, site, 0)
     rows, spans = tokenize(tokenizer, chat_text(tokenizer, prompts)), [request_span(tokenizer, p) for p in prompts]
+    call, already = reader(model, rows, min(start for start, _ in spans))
 
     def run(part: list[int]) -> list[torch.Tensor]:
         batch = pad([rows[i] for i in part], part, pad_token_id(tokenizer), "right").to(model.device)
         place = torch.arange(batch.input_ids.shape[1])
         inside = torch.stack([(place >= spans[i][0]) & (place < len(rows[i]) - spans[i][1]) for i in part])
-        share = (inside / inside.sum(-1, keepdim=True).clamp(min=1)).float()
+        share = (inside / inside.sum(-1, keepdim=True).clamp(min=1)).float()[:, already:]
 
         def keep(x: torch.Tensor) -> torch.Tensor:
             return torch.einsum("bp,bpd->bd", share.to(x.device), x.float()).cpu()
 
         with record(model, [site], None, keep) as seen:
-            body_of(model)(**batch.inputs(), use_cache=False)
+            call(**batch.inputs())
         return list(torch.stack([seen[site][layer] for layer in range(len(layers_of(model)))], 1))
 
     return torch.stack(in_batches(run, list(range(len(rows))), batch_size))

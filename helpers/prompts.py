@@ -20,6 +20,7 @@ DATA = Path(__file__).parent / "data" / "prompts"
 SPLITS = ("adapter", "method", "validation", "test")
 PHRASINGS = ("seen", "heldout", "free")
 HELD_OUT_KIND = "animal_cruelty"  # this kind of harm is in no training split
+LAST = torch.tensor([-1])  # for logits_to_keep; as the number 1, the rows would be multiplied one by one
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ HOW = {
 
 def page(questions: list[Question], heading: str = "") -> str:
     """The questions as HTML that needs no kernel: each answer opens from a `<details>`."""
-    title = f"<h4>{to_html(heading)}</h4>" if heading else ""
+    title = f"<h3>{to_html(heading)}</h3>" if heading else ""
     return f"<div>{title}{''.join(_question(item, number) for number, item in enumerate(questions, 1))}</div>"
 
 
@@ -48,7 +48,12 @@ def solution(question: Question) -> str:
 
 def _explained(choice: Choice) -> str:
     mark = "Right" if choice.right else "Wrong"
-    return f"<li><strong>{mark}:</strong> {to_html(choice.text)}. {to_html(choice.because)}</li>"
+    return f"<li><strong>{mark}:</strong> {to_html(_sentence(choice.text))} {to_html(choice.because)}</li>"
+
+
+def _sentence(text: str) -> str:
+    """The text with a full stop behind it, unless it ends a sentence already."""
+    return text if text.rstrip("`*\"')").endswith((".", "!", "?", "…")) else f"{text}."
 
 
 def feedback(question: Question, verdict: Verdict) -> str:
@@ -56,7 +61,9 @@ def feedback(question: Question, verdict: Verdict) -> str:
     kind = "right" if verdict.right else "wrong"
     reasons = verdict.reasons
     if len(reasons) > 1:
-        body = "<ul>" + "".join(f"<li>{to_html(what)}: {to_html(why)}</li>" for what, why in reasons) + "</ul>"
+        body = (
+            "<ul>" + "".join(f"<li>{to_html(_sentence(what))} {to_html(why)}</li>" for what, why in reasons) + "</ul>"
+        )
     else:
         body = "".join(f" {to_html(why)}" for _, why in reasons)
     label = "All choices explained" if verdict.right and question.choices else "Show the answer"
@@ -83,7 +90,9 @@ def revealed(question: Question, prediction: list[str] | str | None, measured: f
     if said is None:
         start = f"You made no prediction. Measured: {value}."
     else:
-        start = f"You predicted: {said}. Measured: {value}. {'That fits.' if close else 'That is a surprise.'}"
+        start = (
+            f"You predicted: {_sentence(said)} Measured: {value}. {'That fits.' if close else 'That is a surprise.'}"
+        )
     parts = [part for part in (start, reason, question.because) if part]
     body = "".join(f"<p>{to_html(part)}</p>" for part in parts)
     return f"<div><p><em>{to_html(question.text)}</em></p>{body}</div>", " ".join(parts)

@@ -90,7 +90,7 @@ def build(lesson: str, questions: list[Question], heading: str = ""):
     import ipywidgets as widgets
 
     views = [QuestionView(lesson, question, number) for number, question in enumerate(questions, 1)]
-    top = widgets.HTML(STYLE + (f"<h4>{to_html(heading)}</h4>" if heading else ""))
+    top = widgets.HTML(STYLE + (f"<h3>{to_html(heading)}</h3>" if heading else ""))
     rows = [top, *(view.box for view in views)]
     if len(views) > 1:
         rows.append(_score_row(lesson, views))

@@ -18,7 +18,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 
-from .prompts import Batch, check_prompts, load_first_person, load_pairs, pad_token_id, token_batches
+from .prompts import LAST, Batch, check_prompts, load_first_person, load_pairs, pad_token_id, token_batches
 
 # Patterns that mark a refusal anywhere in a short answer. They ask for more than "sorry": an apology is no refusal.
 PATTERNS = (
@@ -109,7 +109,7 @@ class RefusalScore:
     def _score_batch(self, model, batch: Batch) -> torch.Tensor:
         """[batch]: the prompts once, then all openings' further tokens on top of their keys and values."""
         n, k = len(batch.order), len(self.openings)
-        first = model(**batch.inputs(), use_cache=True, logits_to_keep=1)
+        first = model(**batch.inputs(), use_cache=True, logits_to_keep=LAST)
         device = batch.input_ids.device
         stems = [opening[:-1] for opening in self.openings]
         width = max(len(stem) for stem in stems)

@@ -6,12 +6,14 @@ computed once and kept. Exact, as long as nothing edits the model *within* the s
 leaves it alone for the same reason, and so goes with it.
 """
 
+import copy
 import os
 from collections.abc import Sequence
 
 import torch
 from transformers import DynamicCache
 
+from .models import body_of
 from .prompts import chat_text, check_prompts, tokenize
 
 PROBES = ("A", "b", "7", "?")
@@ -48,6 +50,12 @@ class WithPrefix:
     def device(self) -> torch.device:
         return self.model.device
 
+    def headless(self) -> "WithPrefix":
+        """The same without the unembedding, for those who read activations and no logits."""
+        new = copy.copy(self)
+        new.model = body_of(self.model)
+        return new
+
     @torch.no_grad()
     def __call__(self, input_ids, attention_mask, position_ids, past_key_values=None, **options):
         length, real = len(self.prefix), attention_mask.cumsum(-1)
@@ -79,3 +87,17 @@ class WithPrefix:
             rows = (tensor.expand(count, -1, -1, -1) for tensor in (kept.keys, kept.values))
             copy.update(*rows, layer)
         return copy
+
+
+def reader(model, rows: Sequence[Sequence[int]], furthest: int):
+    """(what to call with a batch of these rows of token ids to read activations, how many tokens of each it has read already).
+
+    No logits are computed. What all rows share is read once, but for what stands at position `furthest` or later. Few rows, and a model
+    with hooks on it (which may ask where they are), are read whole.
+    """
+    shared = len(os.path.commonprefix([list(row) for row in rows]))
+    length = min(shared, furthest, min(map(len, rows)) - 1)
+    if length < 8 or len(rows) < 4 or any(m._forward_hooks or m._forward_pre_hooks for m in model.modules()):
+        return lambda **inputs: body_of(model)(**inputs, use_cache=False), 0
+    quick = WithPrefix(model, rows[0][:length]).headless()
+    return lambda **inputs: quick(**inputs, use_cache=True), length

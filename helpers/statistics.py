@@ -1,8 +1,30 @@
 """Intervals: how sure can one be of a figure measured on a few topics? Used in every lesson."""
 
 from collections.abc import Callable, Sequence
+from math import sqrt
+from statistics import NormalDist
 
 import numpy as np
+
+
+def mean_interval(values: Sequence[float] | np.ndarray, level: float = 0.95) -> tuple[float, float]:
+    """Interval of the mean over topics, [topic]: Wilson's for a share, the percentile bootstrap for all else.
+
+    Of values that are all 0 or 1 (refused or not) the mean is a share, and a bootstrap of ten refusals in ten would
+    say that no other value is possible. Raises ValueError on an empty list. Source: Wilson 1927.
+    """
+    values = np.asarray(values, dtype=float)
+    if len(values) and values.ndim == 1 and np.isin(values, (0, 1)).all():
+        return wilson_interval(int(values.sum()), len(values), level)
+    return bootstrap_interval(values, level=level)
+
+
+def wilson_interval(hits: int, n: int, level: float = 0.95) -> tuple[float, float]:
+    """Wilson's interval of the share hits / n: never of zero width, never outside 0 to 1. Source: Wilson 1927."""
+    z = NormalDist().inv_cdf(0.5 + level / 2)
+    middle = (hits + z**2 / 2) / (n + z**2)
+    half = z / (n + z**2) * sqrt(hits * (n - hits) / n + z**2 / 4)
+    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def bootstrap_interval(

@@ -13,7 +13,7 @@ import torch
 from .hooks import edit, record
 from .mean_ablation import neurons_by_layer
 from .models import body_of, dims_of
-from .prompts import check_prompts, pad_token_id, token_batches
+from .prompts import LAST, check_prompts, pad_token_id, token_batches
 
 Place = tuple[int, int]  # (layer, neuron)
 
@@ -55,7 +55,7 @@ def _answer(base, tuned, batch, chosen: dict[int, list[int]], max_new_tokens: in
             caches[1] = body_of(tuned)(**there, past_key_values=caches[1]).past_key_values
         edits = [("neurons", layer, _give(seen["neurons"][layer], own, positions)) for layer, own in chosen.items()]
         with edit(base, edits):
-            out = base(**inputs, past_key_values=caches[0], logits_to_keep=1)
+            out = base(**inputs, past_key_values=caches[0], logits_to_keep=LAST)
         caches[0] = out.past_key_values
         token = out.logits[:, -1].argmax(-1).masked_fill(done, pad_token_id(tokenizer))
         said.append(token)

@@ -16,7 +16,7 @@ from transformers.cache_utils import DynamicLayer
 
 from .hooks import edit, record
 from .models import body_of, dims_of, final_norm_of, layers_of, unembedding_of
-from .prompts import chat_text, check_prompts, pad, pad_token_id, tokenize
+from .prompts import LAST, chat_text, check_prompts, pad, pad_token_id, tokenize
 from .refusal import refusal_score_of
 from .roles import members
 from .shared_prefix import shared_prefix
@@ -102,7 +102,7 @@ class Twins:
         """Of the answer's first token, [times * pair, vocabulary], with these edits (of `hooks.edit`); the batch is
         repeated `times`, so that an edit may treat its copies apart."""
         with edit(self.model, list(edits)):
-            out = self.model(**self.inputs(side, times), logits_to_keep=1)
+            out = self.model(**self.inputs(side, times), logits_to_keep=LAST)
         return out.logits[:, -1].float()
 
     def inputs(self, side: str, times: int = 1) -> dict:

@@ -221,6 +221,11 @@ def quiet():
 # --- adapters ----------------------------------------------------------------------------------------------
 
 
+def shipped_adapters() -> list[str]:
+    """The names of the LoRA adapters that ship with the course."""
+    return sorted(config.parent.name for config in ADAPTERS.glob("*/adapter_config.json"))
+
+
 def adapter_folder(name: str) -> Path:
     """The folder of a LoRA adapter that ships with the course, its files checked against manifest.json."""
     folder = ADAPTERS / name

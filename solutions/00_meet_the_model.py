@@ -168,17 +168,17 @@ with_template = refused(answers["tuned", "harmful"])
 without_template = refused(continue_texts(requests["harmful"]))
 
 # %%
-from helpers.statistics import bootstrap_interval
+from helpers.statistics import mean_interval
 
 both = (with_template, without_template)
-low, high = zip(*map(bootstrap_interval, both), strict=True)
+low, high = zip(*map(mean_interval, both), strict=True)
 show(
     bars(["with the chat template", "as bare text"], [r.mean() for r in both], intervals=(low, high),
          ylabel="harmful requests refused", ylim=(0, 1.08)),
     alt=f"Two bars: {with_template.mean():.0%} of the harmful requests are refused with the chat template, "
     f"{without_template.mean():.0%} without it.",
     caption=f"The same model and the same {len(pairs)} requests. Whiskers: where the figure would fall for other topics like "
-    "these (95% bootstrap intervals).",
+    "these (95% intervals).",
 )  # fmt: skip
 reveal("00.p1", without_template.mean())
 
@@ -629,13 +629,13 @@ for which in ("base", "tuned"):
     rows = [refused(answers[which, group]) for group in requests]
     rates[which], intervals[which] = (
         [row.mean() for row in rows],
-        tuple(zip(*map(bootstrap_interval, rows), strict=True)),
+        tuple(zip(*map(mean_interval, rows), strict=True)),
     )
 show(
     bars(list(requests), rates, intervals=intervals, ylabel="refused, by the words of the answer", ylim=(0, 1.1)),
     alt="Grouped bars of refusal, base against tuned: " + "; ".join(
         f"{group} {b:.0%} and {t:.0%}" for group, b, t in zip(requests, rates["base"], rates["tuned"], strict=True)) + ".",
-    caption=f"{len(pairs)} test prompts a group, none of them seen in training; 95% bootstrap intervals over topics.",
+    caption=f"{len(pairs)} test prompts a group, none of them seen in training; 95% intervals over topics.",
 )  # fmt: skip
 
 # %% [markdown]
@@ -772,7 +772,7 @@ on_openings = {
 # %%
 series = {}
 for name, values in on_openings.items():
-    low, high = zip(*(bootstrap_interval(column) for column in values.T.numpy()), strict=True)
+    low, high = zip(*(mean_interval(column) for column in values.T.numpy()), strict=True)
     series[name] = (values.mean(0).tolist(), low, high)
 show(
     lines_with_band(range(dims.n_layers), series, xlabel="layer", ylabel="lens: probability of these words", ylim=(0, 1),
@@ -867,7 +867,7 @@ kl = {
 # %%
 series = {}
 for name, values in kl.items():
-    low, high = zip(*(bootstrap_interval(column) for column in values.T.numpy()), strict=True)
+    low, high = zip(*(mean_interval(column) for column in values.T.numpy()), strict=True)
     series[name] = (values.mean(0).tolist(), low, high)
 late = {name: values[:, 5:].mean().item() for name, values in kl.items()}
 show(
@@ -907,7 +907,7 @@ for which, tested in (("ours", model), ("shallow", shallow)):
 
 # %%
 rates = {which: [row.mean() for row in rows.values()] for which, rows in holds.items()}
-intervals = {which: tuple(zip(*map(bootstrap_interval, rows.values()), strict=True)) for which, rows in holds.items()}
+intervals = {which: tuple(zip(*map(mean_interval, rows.values()), strict=True)) for which, rows in holds.items()}
 show(
     bars(list(tests), rates, intervals=intervals, ylabel="harmful requests refused", ylim=(0, 1.12)),
     alt="Grouped bars, our adapter against the shallow one: " + "; ".join(

@@ -13,7 +13,7 @@
 # * ablate neurons without breaking the model, next to a control that could prove you wrong;
 # * compare with what three papers report, and say what carries over to a small model.
 #
-# **Time:** about 110 minutes, of which the computer needs three to five. **To know before:** lesson 00.
+# **Time:** about 110 minutes, of which the computer needs about three. **To know before:** lesson 00.
 #
 # There are seven exercises; in three of them you repair what a colleague left behind. Six mistakes that this field makes come by on
 # the way, in bold where you meet them. As always, no exercise can stop you.
@@ -25,6 +25,7 @@
 import numpy as np
 import pandas as pd
 import torch
+from tqdm import tqdm
 
 from helpers.checks import check, hint  # noqa: F401 (hint is for you)
 from helpers.glassbox import KINDS, glassbox_prompts, load_glassbox, ranked, score
@@ -161,6 +162,7 @@ def part_of(place):
 table["in truth"] = [part_of(place) for place in zip(table.layer, table.neuron, strict=True)]
 table.round(2)
 
+
 # %%
 def told(values):
     """How many evaluation neurons and how many decoys stand at the top of a ranking, and where the former stand."""
@@ -264,7 +266,12 @@ def fixed_order(unsafe, safe):
 
 questions = [q.question for q in glassbox_prompts("capability", n=96)]  # what the colleague took for the harmless side
 streams.append(read(box, box_tokenizer, questions, ["resid_pre"])["resid_pre"])
-ways = {"reading vector": {}, "reading vector, fixed order": {}, "difference of means": {}, "difference of means, unmatched": {}}
+ways = {
+    "reading vector": {},
+    "reading vector, fixed order": {},
+    "difference of means": {},
+    "difference of means, unmatched": {},
+}
 later = range(1, len(layers_of(box)))  # before layer 0 the last token is the same in every prompt
 for layer in later:
     unsafe, safe, unlike = (stream[:, layer] for stream in streams)
@@ -330,7 +337,9 @@ sides = [p.harmful for p in validation], [p.harmless for p in validation]
 box_refusal = refusal_score_of(box, box_tokenizer)
 judged = score_directions(DirectionJudge(box, box_tokenizer, box_refusal, *sides), candidates[:, -1:], layers=later)
 judged["cosine with the truth"] = [float(closeness[layer, -1]) for layer in judged.layer]
-print(f"the intact box: {box_refusal.log_odds(box, box_tokenizer, sides[0]).mean():.2f} on harmful prompts, {box_refusal.log_odds(box, box_tokenizer, sides[1]).mean():.2f} on harmless ones")
+print(
+    f"the intact box: {box_refusal.log_odds(box, box_tokenizer, sides[0]).mean():.2f} on harmful prompts, {box_refusal.log_odds(box, box_tokenizer, sides[1]).mean():.2f} on harmless ones"
+)
 judged[["layer", "bypass", "induce", "kl", "cosine with the truth"]].round(2)
 
 # %%
@@ -580,6 +589,7 @@ show(
 
 # %%
 from helpers.directions import ablation_of, covariance_directions
+from helpers.fresh_prefix import fresh
 from helpers.hooks import ablate_direction, add_direction
 from helpers.packed_score import packed
 
@@ -598,11 +608,13 @@ sure = [
     for prompt, odds in zip(in_doubt, refusal.log_odds(model, tokenizer, in_doubt), strict=True)
     if odds > refusal.threshold
 ]
-meter = CostMeter(model, tokenizer, sure[:6] or in_doubt[:6], load_plain("validation")[::9][:6], prose, prose_tokens=24)
+meter = fresh(
+    CostMeter(model, tokenizer, sure[:6] or in_doubt[:6], load_plain("validation")[::9][:6], prose, prose_tokens=24)
+)
 differences = (stream["harmful"] - stream["harmless"]).mean(0)  # [layer, d_model]
 clean = meter.measure()
 rows = []
-for layer in range(8, dims_of(model).n_layers - 5, 2):
+for layer in tqdm(range(8, dims_of(model).n_layers - 5, 2), desc="layers"):
     cost = meter.measure(ablate_direction(model, unit(differences[layer])))
     with add_direction(model, differences[layer], layer):
         induce = above(refusal.log_odds(model, tokenizer, meter.harmless[:4]))
@@ -648,18 +660,23 @@ show(
 # and had raised the perplexity from 25 to 151; an unrelated direction did the same. **A model that has stopped refusing may simply be broken**, and
 # then it does nothing else either. Damage alone does not say which way refusal goes; so read all three. Your rule does:
 
+
 # %%
 def rule(candidates):
     """The row that your rule chooses; where none passes, the one with the least damage among those that take refusal away."""
     passes = (candidates.kl <= 0.1) & (candidates.induce > 0) & (candidates.layer < 0.8 * n_layers)
     print(f"{passes.sum()} of {len(candidates)} candidates pass")
     works = candidates[candidates.bypass < 0]
-    return candidates.loc[choice(candidates, n_layers) if passes.any() else (works if len(works) else candidates).kl.idxmin()]
+    return candidates.loc[
+        choice(candidates, n_layers) if passes.any() else (works if len(works) else candidates).kl.idxmin()
+    ]
 
 
 n_layers = dims_of(model).n_layers
 everywhere = rule(real_candidates)
-print(f"layer {int(everywhere.layer)}: KL {everywhere.kl:.2f}, perplexity {everywhere.perplexity:.0f} against {clean.perplexity:.0f}")
+print(
+    f"layer {int(everywhere.layer)}: KL {everywhere.kl:.2f}, perplexity {everywhere.perplexity:.0f} against {clean.perplexity:.0f}"
+)
 
 # %% [markdown]
 # The limit of 0.1 is the paper's. If nothing passes, is this model too small, with everything tangled up in its 576 dimensions? Or do we cut in
@@ -670,7 +687,10 @@ print(f"layer {int(everywhere.layer)}: KL {everywhere.kl:.2f}, perplexity {every
 # %%
 from_layer = int(lowest.layer)
 starts = [0, 4, *range(8, from_layer + 1, 2)]
-cuts = {start: meter.measure(ablation_of(model, unit(differences[from_layer]), start)) for start in starts}
+cuts = {
+    start: meter.measure(ablation_of(model, unit(differences[from_layer]), start))
+    for start in tqdm(starts, desc="cuts")
+}
 fig, axes = figure(2, 1, size=(8, 4.8), sharex=True)
 for ax, values, label, line in (
     (axes[0], [above(c.odds) for c in cuts.values()], "refusal, harmful\n(log-odds)", above(clean.odds)),
@@ -698,7 +718,7 @@ show(
 
 # %%
 rows = []
-for row in real_candidates[real_candidates.layer.between(12, 20)].to_dict("records"):
+for row in tqdm(real_candidates[real_candidates.layer.between(12, 20)].to_dict("records"), desc="candidates"):
     layer = int(row["layer"])
     for start in (layer - 4, layer - 2):
         cost = meter.measure(ablation_of(model, unit(differences[layer]), start))
@@ -708,18 +728,21 @@ upper_candidates = pd.DataFrame(rows)
 picked = rule(upper_candidates)
 first = int(picked.start)
 real_direction = unit(differences[int(picked.layer)])
-print(f"layer {int(picked.layer)}, cut from layer {first} on: KL {picked.kl:.2f}, perplexity {picked.perplexity:.0f} against {clean.perplexity:.0f}")
+print(
+    f"layer {int(picked.layer)}, cut from layer {first} on: KL {picked.kl:.2f}, perplexity {picked.perplexity:.0f} against {clean.perplexity:.0f}"
+)
 upper_candidates[["layer", "start", "bypass", "induce", "kl", "perplexity"]].round(2)
 
 # %% [markdown]
 # **The control**: twenty directions drawn from how harmless prompts vary at that very layer. They carry as much of the *harmless* activity as
-# a direction there carries by chance. Two limits: the four harmful prompts are among those that chose the direction, which flatters it; and on the
-# test split, below, there is only one random direction.
+# a direction there carries by chance. They are tried on *test* prompts, which had no part in choosing the direction. Two limits: four prompts a group are few; and in
+# the answers, below, there is only one random direction.
 
 # %%
 drawn = covariance_directions(stream["harmless"][:, int(picked.layer)], 20)
-small_meter = CostMeter(model, tokenizer, meter.harmful[:4], meter.harmless[:4])
-random_costs = [small_meter.measure(ablation_of(model, one, first)) for one in drawn]
+asked = [p.harmful for p in test_pairs]
+small_meter = fresh(CostMeter(model, tokenizer, asked[:4], load_plain("test")[:4]))
+random_costs = [small_meter.measure(ablation_of(model, one, first)) for one in tqdm(drawn, desc="random directions")]
 chosen_cost, intact_cost = small_meter.measure(ablation_of(model, real_direction, first)), small_meter.measure()
 
 # %%
@@ -752,7 +775,7 @@ show(
     alt=f"Scatter plot of refusal against KL for 20 random directions and the chosen one. The chosen one has log-odds {above(chosen_cost.odds):.1f} "
     f"at KL {chosen_cost.kl:.2f}; {as_low:.0%} of the random ones are as low.",
     caption=f"Dotted: intact; dashed at 0: below it a request counts as answered. Of 20 random directions {as_low:.0%} bring refusal as low as the chosen one, "
-    f"and {as_cheap:.0%} do so at no more damage. Four prompts a group.",
+    f"and {as_cheap:.0%} do so at no more damage. Four test prompts a group.",
 )
 
 # %% [markdown]
@@ -760,9 +783,7 @@ show(
 
 # %%
 from helpers.refusal import generate, is_refusal
-from helpers.statistics import bootstrap_interval
-
-asked = [p.harmful for p in test_pairs]
+from helpers.statistics import mean_interval
 
 
 def refused(said):
@@ -774,7 +795,7 @@ by_words = {"intact": refused(generate(model, tokenizer, asked, max_new_tokens=1
 for name, vector in (("chosen direction", real_direction), ("random direction", drawn[0])):
     with ablation_of(model, vector, first):
         by_words[name] = refused(generate(model, tokenizer, asked, max_new_tokens=12))
-limits = tuple(zip(*(bootstrap_interval(row) for row in by_words.values()), strict=True))
+limits = tuple(zip(*(mean_interval(row) for row in by_words.values()), strict=True))
 show(
     bars(
         list(by_words),
@@ -827,7 +848,7 @@ from helpers.directions import kl_divergence
 from helpers.hooks import edit
 from helpers.mean_ablation import neurons_by_layer
 
-means = template_means(model, tokenizer, [p.harmless for p in pairs[::2]])
+means = template_means(model, tokenizer, [p.harmless for p in pairs[::3]])
 five_percent = int(0.05 * real.difference.numel())
 loudest = ranked(real.difference.abs(), five_percent)
 
@@ -921,7 +942,7 @@ from helpers.matched import mean_activity
 
 # Requests that the intact model does refuse, as in the paper: what it answers anyway cannot show an ablation's effect.
 its_odds = refusal.log_odds(model, tokenizer, asked)
-declined = [prompt for prompt, odds in zip(asked, its_odds, strict=True) if odds > refusal.threshold][:8]
+declined = [prompt for prompt, odds in zip(asked, its_odds, strict=True) if odds > refusal.threshold][:6]
 test_meter = CostMeter(model, tokenizer, declined, load_plain("test")[::25][:6], prose, prose_tokens=24, quick=True)
 activity = real.activity.numpy()
 fifty = ranked(real.difference.abs(), 50)
@@ -937,13 +958,13 @@ def same_layers(chosen, rng):
     return drawn
 
 
-draws = 20
-sets = {"same layers": [same_layers(fifty, np.random.default_rng(i)) for i in range(draws)],
+draws, fewer = 20, 10  # for what the claims rest on, and for what stands beside it
+sets = {"same layers": [same_layers(fifty, np.random.default_rng(i)) for i in range(fewer)],
         "same layers, like activity": [control(fifty, activity, np.random.default_rng(i)) for i in range(draws)]}  # fmt: skip
 untouched = test_meter.measure()
 of_fifty = test_meter.measure(mean_ablated(model, fifty, means))
 by_chance = {
-    name: np.array([above(test_meter.odds(mean_ablated(model, one, means))) for one in several_sets])
+    name: np.array([above(test_meter.odds(mean_ablated(model, one, means))) for one in tqdm(several_sets, desc=name)])
     for name, several_sets in sets.items()
 }
 
@@ -1001,7 +1022,7 @@ real_scores = {
 SIZES = (50, 400, five_percent)
 costs = {
     (name, k): test_meter.measure(mean_ablated(model, ranked(values, k), means))
-    for name, values in real_scores.items()
+    for name, values in tqdm(real_scores.items(), desc="rankings")
     for k in SIZES
 }
 
@@ -1014,8 +1035,10 @@ band, band_size = (
 )
 for k in SIZES[1:]:
     chosen = ranked(real.difference.abs(), k)
-    alike = matched_random_sets(chosen, real.activity, draws, spill=True)
-    band[k] = np.array([above(test_meter.odds(mean_ablated(model, one, means))) for one in alike])
+    alike = matched_random_sets(chosen, real.activity, draws if k == SIZES[-1] else fewer, spill=True)
+    band[k] = np.array(
+        [above(test_meter.odds(mean_ablated(model, one, means))) for one in tqdm(alike, desc=f"{k} at random")]
+    )
     band_size[k] = mean_activity(chosen, real.activity), np.mean([mean_activity(one, real.activity) for one in alike])
 
 # %% [markdown]
@@ -1031,7 +1054,12 @@ def one_size(k):
     names = list(real_scores)
     at = np.arange(len(names))
     for ax, values, label, line in (
-        (axes[0], [above(costs[n, k].odds) for n in names], "refusal, log-odds over the threshold", above(untouched.odds)),
+        (
+            axes[0],
+            [above(costs[n, k].odds) for n in names],
+            "refusal, log-odds over the threshold",
+            above(untouched.odds),
+        ),
         (axes[1], [costs[n, k].kl for n in names], "KL on harmless (nats)", 0.1),
         (axes[2], [costs[n, k].perplexity for n in names], "perplexity of prose", untouched.perplexity),
     ):
@@ -1082,7 +1110,7 @@ show(
     + ", ".join(f"{name} {costs[name, SIZES[-1]].odds.mean():.1f}" for name in real_scores)
     + f"; random {band[SIZES[-1]].min():.1f} to {band[SIZES[-1]].max():.1f}. Perplexity there: "
     + ", ".join(f"{name} {costs[name, SIZES[-1]].perplexity:.0f}" for name in real_scores) + ".",
-    caption=f"{len(test_meter.harmful)} test prompts a group; {draws} random draws a size. Dotted: intact. Mean activity of the loudest and of their "
+    caption=f"{len(test_meter.harmful)} test prompts a group; random draws: " + ", ".join(f"{len(values)} of {k:,}" for k, values in band.items()) + ". Dotted: intact. Mean activity of the loudest and of their "
     "control: " + "; ".join(f"{a:.2f} and {b:.2f} ({k:,})" for k, (a, b) in band_size.items()) + ".",
 )  # fmt: skip
 
@@ -1094,7 +1122,7 @@ summary = pd.DataFrame(
         for (name, k), c in costs.items()
     ]
 )  # fmt: skip
-low, high = bootstrap_interval(untouched.odds - refusal.threshold)
+low, high = mean_interval(untouched.odds - refusal.threshold)
 print(
     f"intact: log-odds {above(untouched.odds):.1f} (95% interval over topics {low:.1f} to {high:.1f}), perplexity {untouched.perplexity:.0f}"
 )
@@ -1114,7 +1142,9 @@ honest = summary[summary.KL <= 0.1] if (summary.KL <= 0.1).any() else summary[su
 row = honest.loc[honest["log-odds"].idxmin()]
 its_neurons = ranked(real_scores[row.ranking], int(row.neurons))
 alike = matched_random_sets(its_neurons, real.activity, draws, spill=True)
-its_band = np.array([above(test_meter.odds(mean_ablated(model, one, means))) for one in alike])
+its_band = np.array(
+    [above(test_meter.odds(mean_ablated(model, one, means))) for one in tqdm(alike, desc="matched to it")]
+)
 print(f"{row.neurons:,} neurons by {row.ranking}: log-odds {row['log-odds']:.2f} (intact {above(untouched.odds):.2f}), KL {row.KL:.2f}, "
       f"perplexity {row.perplexity:.0f} (intact {untouched.perplexity:.0f})")  # fmt: skip
 print(f"{draws} sets matched to them: {its_band.min():.2f} to {its_band.max():.2f}, mean {its_band.mean():.2f}; "
@@ -1122,7 +1152,7 @@ print(f"{draws} sets matched to them: {its_band.min():.2f} to {its_band.max():.2
 print(
     f"mean activity: {mean_activity(its_neurons, real.activity):.2f}, of the matched sets {np.mean([mean_activity(one, real.activity) for one in alike]):.2f}"
 )
-low, high = bootstrap_interval(costs[row.ranking, int(row.neurons)].odds - untouched.odds)
+low, high = mean_interval(costs[row.ranking, int(row.neurons)].odds - untouched.odds)
 print(f"change of log-odds, 95% interval over topics: {low:.2f} to {high:.2f}")
 
 # %% [markdown]
@@ -1139,25 +1169,29 @@ print(f"change of log-odds, 95% interval over topics: {low:.2f} to {high:.2f}")
 from helpers.transplant import generate_with_transplant
 
 some = asked[::2]
-transplants = {"none": [], "top 5% by contrast": ranked(changed, five_percent), "top 5% by difference": loudest,
-               "random 5%": matched_random_sets(ranked(changed, five_percent), real.activity, 1, spill=True)[0],
-               "all neurons": [(layer, n) for layer in range(n_layers) for n in range(dims_of(model).d_mlp)]}  # fmt: skip
-given = {
-    name: refused(generate_with_transplant(base, model, tokenizer, some, places, 8))
-    for name, places in transplants.items()
-}
-limits = tuple(zip(*(bootstrap_interval(row) for row in given.values()), strict=True))
+transplants = {"none": [[]], "top 5% by contrast": [ranked(changed, five_percent)], "top 5% by difference": [loudest],
+               "random 5%": matched_random_sets(ranked(changed, five_percent), real.activity, 5, spill=True),
+               "all neurons": [[(layer, n) for layer in range(n_layers) for n in range(dims_of(model).d_mlp)]]}  # fmt: skip
+by_set = {
+    name: np.array(
+        [refused(generate_with_transplant(base, model, tokenizer, some, places, 8)) for places in several_sets]
+    )
+    for name, several_sets in tqdm(transplants.items(), desc="transplants")
+}  # [set, prompt]
+given = {name: rows.mean(0) for name, rows in by_set.items()}
+limits = tuple(zip(*(mean_interval(row) for row in given.values()), strict=True))
 show(
     bars(list(given), [row.mean() for row in given.values()], intervals=limits, ylabel="base model: harmful refused", ylim=(0, 1.12)),
     alt="Bars of refusals of the base model with neurons of the tuned one: " + ", ".join(f"{n} {row.mean():.0%}" for n, row in given.items()) + ".",
-    caption=f"{len(some)} harmful test requests, by the words of eight tokens. The tuned model itself refuses {by_words['intact'][::2].mean():.0%} of them.",
+    caption=f"{len(some)} harmful test requests, by the words of eight tokens; random: the mean of {len(by_set['random 5%'])} sets, each matched to those by contrast, which refuse "
+    + ", ".join(f"{row.mean():.0%}" for row in by_set["random 5%"]) + f". The tuned model itself refuses {by_words['intact'][::2].mean():.0%} of them.",
 )  # fmt: skip
 
 # %% [markdown]
 # Read these bars with care. "All neurons" is no strict upper bound, since some neurons may work against refusal; and what is missing to the tuned model's own
-# rate need not sit in attention: the adapter changed the down projection too, and the base still writes with its own. There are eight requests and a
-# single random set, where twenty sets would be owed: one request more or less is a large step, and a bootstrap interval that closes on 0% or 100% is an
-# artefact of few requests (with 0 of 8, anything up to about a third is possible).
+# rate need not sit in attention: the adapter changed the down projection too, and the base still writes with its own. There are eight requests and five
+# random sets, where twenty sets would be owed (each takes some seconds). One request more or less is a large step, and the intervals say so: with 0 of 8,
+# anything up to about a third is possible.
 #
 # ### The same topics, or new ones?
 #

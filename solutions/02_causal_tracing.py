@@ -15,7 +15,7 @@
 # * trace pairs of unequal length without fooling yourself;
 # * say why noise and word replacement can disagree.
 #
-# **Time:** about 100 minutes, of which the computer needs three to five. **To know before:** lessons 00 and 01.
+# **Time:** about 100 minutes, of which the computer needs about three. **To know before:** lessons 00 and 01.
 #
 # There are six exercises; in five of them you repair what a colleague left behind. As always, no exercise can stop you.
 
@@ -26,6 +26,7 @@
 import numpy as np
 import pandas as pd
 import torch
+from tqdm import tqdm
 
 from helpers.checks import check, hint  # noqa: F401 (hint is for you)
 from helpers.glassbox import KINDS, glassbox_prompts, load_glassbox, score
@@ -403,10 +404,10 @@ assert np.diag(joint).max() < 0.1
 everyone = [(layer, n) for layer in range(dims_of(box).n_layers) for n in range(dims_of(box).d_mlp)]
 singles = {f"{layer}.{n}": [(layer, n)] for layer, n in everyone}
 rows = []
-for kind in KINDS:
+for kind in tqdm(KINDS, desc="boxes"):
     other, other_tokenizer, other_truth = load_glassbox(kind)
     tracer = CausalTracer(other, other_tokenizer)
-    some = [side[:16] for side in box_sides]
+    some = [side[:12] for side in box_sides]
     of_heads, of_neurons = tracer.trace_safety_circuit(*some, ["heads"]), tracer.trace_safety_circuit(*some, ["neurons"], neurons=singles)  # fmt: skip
     of_neurons["unit"] = [int(unit.split(".")[1]) for unit in of_neurons.unit]
     for stage, table in (("heads", of_heads), ("evaluation_neurons", of_neurons), ("production_neurons", of_neurons)):
@@ -482,12 +483,15 @@ except ValueError as error:
 # %%
 from helpers.packed_score import packed
 from helpers.refusal import refusal_score_of
+from helpers.shared_prefix import WithPrefix, shared_prefix
 
 refusal = refusal_score_of(model, tokenizer)
-candidates = equal_length(tokenizer, test_pairs)[::3]
-odds = [packed(refusal).log_odds(model, tokenizer, [getattr(p, side) for p in candidates]) for side in ("harmful", "harmless")]  # fmt: skip
+candidates = equal_length(tokenizer, test_pairs)[::4]
+asked = {side: [getattr(p, side) for p in candidates] for side in ("harmful", "harmless")}
+quickly = WithPrefix(model, shared_prefix(tokenizer, [*asked["harmful"], *asked["harmless"]]))
+odds = [packed(refusal).log_odds(quickly, tokenizer, prompts) for prompts in tqdm(asked.values(), desc="which pairs")]
 clear = [p for p, a, b in zip(candidates, *odds, strict=True) if a > refusal.threshold > b]
-pairs = clear[:16]
+pairs = clear[:12]
 sides = [p.harmful for p in pairs], [p.harmless for p in pairs]
 print(f"{len(clear)} of {len(candidates)} pairs are told apart; {len(pairs)} are traced")
 
@@ -501,7 +505,11 @@ print(f"{len(clear)} of {len(candidates)} pairs are told apart; {len(pairs)} are
 quick = CausalTracer(model, tokenizer, quick=True)
 n_layers = dims_of(model).n_layers
 stream = quick.trace(*sides, ["resid_pre"], positions="map", layers=range(0, n_layers, 2))
-parts = quick.trace(*sides, ["attn_out", "mlp_out"], positions=["differing words", "words after", -1])
+parts = quick.trace(
+    *sides, ["attn_out", "mlp_out"], positions=["differing words", "words after", -1], layers=range(0, n_layers, 2)
+)
+# the layers between, at the last token only
+between = quick.trace(*sides, ["attn_out", "mlp_out"], positions=[-1], layers=range(1, n_layers, 2))
 
 # %%
 from helpers.trace_view import explore, together
@@ -509,6 +517,7 @@ from helpers.tracing import table_of
 
 stream_table = pd.concat([table_of(one) for one in stream], ignore_index=True)
 part_table = pd.concat([table_of(one) for one in parts], ignore_index=True)
+last_table = pd.concat([part_table, *(table_of(one) for one in between)], ignore_index=True)
 end = [tokenizer.decode(i) for i in tokenize(tokenizer, chat_text(tokenizer, sides[0][:1]))[0][-after:]]
 shown = {n - after: f"{n - after} {text!r}" for n, text in enumerate(end)}
 
@@ -549,7 +558,7 @@ assert bottom["differing words"] > 0.9 > 0.1 > abs(bottom[-1]) and top[-1] > 0.7
 #
 # ### Who carries it?
 #
-# The same for what attention and MLPs **write**, at three places.
+# The same for what attention and MLPs **write**, at three places, in every second layer.
 
 # %%
 for component, name in (("attn_out", "attention"), ("mlp_out", "MLP")):
@@ -557,7 +566,7 @@ for component, name in (("attn_out", "attention"), ("mlp_out", "MLP")):
     most = max(float(np.abs(grid[1:]).max()) for grid in grids.values())  # layer 0 may outshine all: see below
     show(
         two_maps(grids, sure=above, xlabel="place", colorbar="share of the gap", title=f"The real model: {name}", reach=most,
-                 xticks=["differing words", "words after", "last token"]),
+                 xticks=["differing words", "words after", "last token"], yticks=range(0, n_layers, 2)),
         alt=f"Two maps of the real model's {name} by layer and place. " + largest(part_table[part_table.component == component]) + ".",
         caption=f"Colours end at {most:.2f}, the largest above layer 0. Largest: " + largest(part_table[part_table.component == component]) + ".",
     )  # fmt: skip
@@ -570,7 +579,7 @@ for component, name in (("attn_out", "attention"), ("mlp_out", "MLP")):
 # At the last token, with intervals:
 
 # %%
-at_last = part_table[part_table.position == -1]
+at_last = last_table[last_table.position == -1].sort_values(["direction", "component", "layer"], ignore_index=True)
 peak = {d: at_last[at_last.direction == d].nlargest(3, "share_of_gap") for d in DIRECTIONS}
 show(
     lines_by_layer(at_last),
@@ -597,7 +606,7 @@ reveal("02.p3", enough_most)
 tracer = CausalTracer(model, tokenizer, refusal)
 strongest = pd.concat(peak.values()).sort_values("share_of_gap", ascending=False).drop_duplicates(["layer", "component"])[:4]  # fmt: skip
 again = []
-for component in sorted(set(strongest.component)):
+for component in tqdm(sorted(set(strongest.component)), desc="peaks"):
     wanted = sorted(set(strongest[strongest.component == component].layer))
     full = tracer.trace_safety_circuit(*sides, [component], layers=wanted)
     drawn = quick.trace_safety_circuit(*sides, [component], layers=wanted, controls=20)
@@ -640,10 +649,10 @@ print(
 # ### Heads
 #
 # Which heads bring the news? They are **ranked on the method topics**, and reported on the test topics: of 270 heads some will look good by luck (of intervals above 0, chance
-# alone gives one in forty at best, and with twelve pairs more).
+# alone gives one in forty at best, and with ten pairs more).
 
 # %%
-method = equal_length(tokenizer, load_pairs("method"))[::7][:12]
+method = equal_length(tokenizer, load_pairs("method"))[::7][:10]
 method_heads = quick.trace_safety_circuit([p.harmful for p in method], [p.harmless for p in method], ["heads"])
 grids, above = maps_of(method_heads, "heads", "unit", line=0.01)
 most = float(max(np.abs(g).max() for g in grids.values()))
@@ -661,33 +670,21 @@ show(
 
 # %%
 from helpers.joint import trace_head_groups
-from helpers.statistics import bootstrap_interval
+from helpers.matched import random_sets
+from helpers.statistics import mean_interval
 from helpers.sweep import first_tokens
 from helpers.trace_plots import lines_of_groups
 
-counts, rng = [1, 2, 4, 8, 16, 32], np.random.default_rng(0)
-n_heads = dims_of(model).n_heads
-
-
-def other_heads(chosen):
-    """As many random heads of the same layers; a layer that has none left gives way to any other."""
-    drawn = []
-    for layer, _ in chosen:
-        free = [(layer, h) for h in range(n_heads) if (layer, h) not in {*chosen, *drawn}]
-        free = free or [(at, h) for at in range(layer + 1) for h in range(n_heads) if (at, h) not in {*chosen, *drawn}]
-        drawn.append(free[rng.integers(len(free))])
-    return drawn
-
-
+counts, shape = [1, 2, 4, 8, 16, 32], (n_layers, dims_of(model).n_heads)
 sets = [leaders[:k] for k in counts]
-random_sets = [other_heads(chosen) for chosen in sets for _ in range(20)]
+alike = [one for chosen in sets for one in random_sets(chosen, shape, 20)]
 in_groups, extra = {}, {}
 for direction in DIRECTIONS:
     one = trace_head_groups(
         model,
         tokenizer,
         *sides,
-        [*sets, *[[head] for head in leaders[:8]], *random_sets],
+        [*sets, *[[head] for head in leaders[:8]], *alike],
         direction,
         score=first_tokens(refusal),
     )
@@ -703,7 +700,7 @@ show(
 )  # fmt: skip
 more = {}
 for direction, (group, added, _) in in_groups.items():
-    low, high = bootstrap_interval(extra[direction])
+    low, high = mean_interval(extra[direction])
     more[direction] = "more" if low > 0 else "less" if high < 0 else "as much"
     print(f"{short(direction)}: the first 8 together {group[3]:.2f}, added up {added[3]:.2f}; difference {extra[direction].mean():+.2f} ({low:+.2f} to {high:+.2f}), n = {len(pairs)}")  # fmt: skip
 left, right = (more[d] for d in DIRECTIONS)
@@ -802,7 +799,7 @@ from helpers.noise import trace_corrupted
 window = n_layers // 5
 mended = trace_corrupted(
     model, tokenizer, *(side[:8] for side in sides), positions=["differing words", "words after", -1], windows=(1, window),
-    layers=range(0, n_layers, 3), draws=2, score=first_tokens(refusal),
+    layers=range(0, n_layers, 4), draws=2, score=first_tokens(refusal),
 )  # fmt: skip
 lost = mended.groupby("corruption")[["intact", "corrupted"]].mean()
 lost.round(2)

@@ -14,7 +14,7 @@
 # * tell refusing, helping, and neither;
 # * train away refusal in a chosen corner of the weights, and say whether the choice of corner mattered.
 #
-# **Time:** about 110 minutes, of which the computer needs about five. **To know before:** lessons 00 and 01.
+# **Time:** about 110 minutes, of which the computer needs about three to four. **To know before:** lessons 00 and 01.
 #
 # There are six exercises; in each you repair what a colleague left behind. As always, no exercise can stop you.
 
@@ -161,7 +161,7 @@ for kind, one in boxes.items():
 
 # %%
 rows = []
-for kind, one in boxes.items():
+for kind, one in tqdm(boxes.items(), desc="kinds of ablation"):
     donors = resample_donors(one.model, one.tokenizer, harmless[:3])
     targets = {
         "zero": [{"donors": one.means, "kind": "zero"}],
@@ -212,7 +212,7 @@ from helpers.picker import pick
 STRENGTHS = (0, 0.25, 0.5, 0.75, 1, 1.5, 2, 3)
 by_strength = {
     (kind, s): one.meter.measure(ablate_safety_neurons(one.model, one.truth.evaluation_neurons, s, one.means)).row()
-    for kind, one in boxes.items()
+    for kind, one in tqdm(boxes.items(), desc="strengths")
     for s in STRENGTHS
 }
 
@@ -343,7 +343,7 @@ stream = {
     "harmful": seen["resid_pre"][len(pairs) :],
 }  # [pair, layer, d_model]
 differences = (stream["harmful"] - stream["harmless"]).mean(0)  # [layer, d_model]
-means = template_means(model, tokenizer, [p.harmless for p in pairs[::2]])
+means = template_means(model, tokenizer, [p.harmless for p in pairs[::3]])
 
 refusal = packed(refusal_score_of(model, tokenizer))
 in_doubt = [p.harmful for p in load_pairs("validation")[1::4]]
@@ -352,9 +352,9 @@ refused_ones = [prompt for prompt, x in zip(in_doubt, odds, strict=True) if x > 
 calm_ones = load_plain("validation")[::9][:6]
 odds = refusal.log_odds(model, tokenizer, calm_ones)
 answered_ones = [prompt for prompt, x in zip(calm_ones, odds, strict=True) if x <= refusal.threshold]
-asked = [p.harmful for p in load_pairs("test")[3::8]]
-plain, borderline = load_plain("test")[::13], load_borderline("test")[::17][:6]
-prose, facts = load_paragraphs()[:2], load_facts()[:16]
+asked = [p.harmful for p in load_pairs("test")[3::9]]
+plain, borderline = load_plain("test")[::26], load_borderline("test")[::26]
+prose, facts = load_paragraphs()[:2], load_facts()[:12]
 print(
     f"{len(pairs)} pairs to fit on; {len(refused_ones)} of {len(in_doubt)} validation requests are refused, the others are left out; {len(asked)} topics to report on"
 )
@@ -371,10 +371,8 @@ assert len(refused_ones) >= 6 and len(answered_ones) >= 4
 from helpers.directions import ablation_of
 from helpers.fresh_prefix import fresh
 
-SOURCES = tuple(
-    range(n_layers // 2 - 1, 2 * n_layers // 3 + 1, 2)
-)  # around the middle, where lesson 01 found candidates
-STARTS = (0, *(n_layers * share // 100 for share in (27, 40, 47, 57)))  # 0: every write, the embedding too
+SOURCES = tuple(range(n_layers // 2 - 1, 2 * n_layers // 3, 2))  # around the middle, where lesson 01 found candidates
+STARTS = (0, *(n_layers * share // 100 for share in (27, 40, 57)))  # 0: every write, the embedding too
 few = fresh(CostMeter(model, tokenizer, refused_ones[:6], answered_ones))
 start = few.odds().mean()
 tries = {
@@ -512,7 +510,7 @@ writes = real.difference * write_onto(model, direction)
 writes[source:] = -torch.inf
 ranking = ranked(writes)
 five_percent = int(0.05 * real.difference.numel())
-DOSES = (0, 400, five_percent, 2 * five_percent)
+DOSES = (0, five_percent, 2 * five_percent)
 
 
 def without(places):
@@ -521,9 +519,13 @@ def without(places):
 
 
 response = dose_response(
-    lambda places: draw_meter.odds(without(places)), ranking, DOSES, alike_in(real.activity), refusal.threshold
+    lambda places: draw_meter.odds(without(places)),
+    ranking,
+    DOSES,
+    lambda chosen: tqdm(alike_in(real.activity)(chosen), desc="random sets"),
+    refusal.threshold,
 )
-dose_costs = {count: meter.measure(without(ranking[:count])) for count in DOSES}
+dose_costs = {count: meter.measure(without(ranking[:count])) for count in tqdm(DOSES, desc="doses")}
 table = pd.DataFrame([cost.row() for cost in dose_costs.values()], index=pd.Index(DOSES, name="neurons"))
 table["as low, of 20 random"] = response.set_index("count").as_low
 table.loc[0, "as low, of 20 random"] = np.nan  # nothing taken out has no random twin
@@ -552,7 +554,7 @@ replaced |= {f"resampled, donor {i}": {"donors": donor} for i, donor in enumerat
 kinds = pd.DataFrame(
     [
         (dose_costs[five_percent] if name == "mean" else meter.measure(ablate_safety_neurons(model, ranking[:five_percent], **target))).row()
-        for name, target in replaced.items()
+        for name, target in tqdm(replaced.items(), desc="replacements")
     ],
     index=list(replaced),
 )  # fmt: skip
@@ -591,18 +593,31 @@ def my_smallest(refused, counts):
 smallest = check("05.3", my_smallest)
 
 # %%
-sides = {"method": [p.harmful for p in pairs[1::4]], "validation": refused_ones, "test": asked}
+from functools import cache
+
+sides = {"method": [p.harmful for p in pairs[1::5]], "validation": refused_ones[:10]}
+bar = tqdm(desc="sets and splits")
 split_meters = {name: CostMeter(model, tokenizer, prompts, plain[:1], quick=True) for name, prompts in sides.items()}
 
 
+@cache
+def costs_without(count):
+    """All costs on test prompts without the first `count` ranked neurons."""
+    return dose_costs[count] if count in dose_costs else meter.measure(without(ranking[:count]))
+
+
+@cache
 def refused_without(split, count):
     """The share of a split's harmful prompts that is refused without the first `count` ranked neurons."""
+    bar.update()
+    if split == "test":
+        return float(costs_without(count).refused.mean())
     return float((split_meters[split].odds(without(ranking[:count])) > refusal.threshold).mean())
 
 
 count, share = smallest(refused_without, (five_percent, 2 * five_percent, 4 * five_percent))
 reach = count or 4 * five_percent
-beyond = meter.measure(without(ranking[:reach]))
+beyond = costs_without(reach)
 share_of_all = f"{reach:,} neurons ({reach / real.difference.numel():.0%})"
 print(f"the smallest of these sets: {share_of_all}" if count else f"none; the largest tried were {share_of_all}")
 print(
@@ -612,11 +627,12 @@ for split in ("method", "test"):
     print(
         f"refused without them, on {split} prompts: {refused_without(split, reach):.0%}; intact: {refused_without(split, 0):.0%}"
     )
+bar.close()
 
 # %% [markdown]
 # Three counts are a coarse ruler; `helpers.dose.smallest_set` halves the gap until it is exact. What matters more stands behind the comma: whether the model is
 # still itself at that size. And should the *method* prompts, which chose the neurons, not be refused less than the others, that is no pardon for the
-# colleague: ten prompts of other topics differ by more than that, and nobody knows beforehand which way.
+# colleague: a handful of prompts of other topics differs by more than that, and nobody knows beforehand which way.
 #
 # ### And position 0?
 #
@@ -634,7 +650,10 @@ written = torch.stack([first_token["neurons"][layer][0, 0].abs() for layer in ra
     model
 ).norm(dim=-1)
 sink_neurons = ranked(written, 20)
-sink_costs = {sink: few.measure(ablate_safety_neurons(model, sink_neurons, sink=sink)) for sink in (False, True)}
+sink_costs = {
+    sink: few.measure(ablate_safety_neurons(model, sink_neurons, sink=sink))
+    for sink in tqdm((False, True), desc="sink")
+}
 for sink, cost in sink_costs.items():
     print(
         f"20 neurons zeroed, position 0 {'too' if sink else 'left alone'}: KL {cost.kl:.2f}, refused {cost.refused.mean():.0%} of {len(cost.refused)} validation requests"
@@ -649,13 +668,13 @@ assert sink_costs[True].kl > sink_costs[False].kl
 #
 # Zhou et al. (2025) rank attention heads by *SHIPS*: silence one head, and see how far the answer's first token moves on harmful prompts. A head
 # that everything needs moves it as well, so the same is measured on harmless ones. A head can change nothing below its own layer, so we
-# need not run that again. To save time we look at the middle third of the layers.
+# need not run that again. To save time we look at a few layers around the middle.
 
 # %%
 from helpers.ablation import heads_scaled
 from helpers.head_ranking import head_map, rank_heads
 
-middle = range(n_layers // 3, 2 * n_layers // 3)
+middle = range(2 * n_layers // 5, 2 * n_layers // 3)
 tried = [(layer, head) for layer in middle for head in range(dims_of(model).n_heads)]
 twins_of = [p.harmless for p in load_pairs("validation")[1::18]]
 bar = tqdm(total=len(tried), desc="heads")
@@ -677,39 +696,39 @@ heads.head(4).round(2)
 #
 # ## 7 · Three costs in one plane
 #
-# Time to lay everything side by side. Each edit needs its own control, twenty random twins: as many other heads of the same layers, other directions, matched neurons.
+# Time to lay everything side by side. Each edit needs its own control, twenty random twins: as many other heads of the same layers, other directions, matched neurons. (Two have
+# less: five twins for the direction that is cut everywhere, and none for the sink's neurons, which have no equals. An edit without a twin cannot count as an effect.)
 
 # %%
-rng = np.random.default_rng(0)
-
-
-def other_heads(chosen):
-    """Random heads of the same layers, as many as there are chosen ones."""
-    free = {layer: [h for h in range(dims_of(model).n_heads) if (layer, h) not in chosen] for layer, _ in chosen}
-    return [(layer, free[layer].pop(int(rng.integers(len(free[layer]))))) for layer, _ in chosen]
+from helpers.matched import random_sets
 
 
 def as_low(value, others):
-    """The share of random twins that bring refusal as low."""
-    return float(np.mean([other <= value for other in others]))
+    """The share of random twins that bring refusal as low; without twins 1, for then nothing has been shown."""
+    return float(np.mean([other <= value for other in others])) if len(others) else 1.0
 
 
-four_heads = draw_meter.odds(heads_scaled(model, best_heads[:4])).mean()
+head_meter = fresh(CostMeter(model, tokenizer, asked[::3], plain[:1]))
+four_heads = head_meter.odds(heads_scaled(model, best_heads[:4])).mean()
 head_twins = [
-    draw_meter.odds(heads_scaled(model, other_heads(best_heads[:4]))).mean()
-    for _ in tqdm(range(20), desc="random heads")
+    head_meter.odds(heads_scaled(model, group)).mean()
+    for group in tqdm(random_sets(best_heads[:4], (n_layers, dims_of(model).n_heads), 20), desc="random heads")
 ]
 whole = small.odds(ablate_direction(model, direction)).mean()
-whole_twins = [small.odds(ablate_direction(model, r)).mean() for r in tqdm(drawn, desc="random directions")]
+whole_twins = [small.odds(ablate_direction(model, r)).mean() for r in tqdm(drawn[:5], desc="random directions")]
 edits = {"intact": (dose_costs[0], np.nan)}
 for dose in DOSES[1:]:
     edits[f"{dose:,} neurons, mean"] = dose_costs[dose], table["as low, of 20 random"][dose]
 twins, twin_odds = alike_in(real.activity)(ranking[:five_percent])[0], response.attrs["drawn"][five_percent]
-edits[f"{five_percent:,} random neurons"] = meter.measure(without(twins)), as_low(twin_odds[0], twin_odds)
-edits["four heads, zero"] = meter.measure(heads_scaled(model, best_heads[:4])), as_low(four_heads, head_twins)
-edits[f"direction, layers {first}+"] = meter.measure(ablation_of(model, direction, first)), cut_as_low
-edits["direction, everywhere"] = meter.measure(ablate_direction(model, direction)), as_low(whole, whole_twins)
-edits["20 neurons, sink too"] = meter.measure(ablate_safety_neurons(model, sink_neurons, sink=True)), np.nan
+others = {
+    f"{five_percent:,} random neurons": (lambda: without(twins), as_low(twin_odds[0], twin_odds)),
+    "four heads, zero": (lambda: heads_scaled(model, best_heads[:4]), as_low(four_heads, head_twins)),
+    f"direction, layers {first}+": (lambda: ablation_of(model, direction, first), cut_as_low),
+    "direction, everywhere": (lambda: ablate_direction(model, direction), as_low(whole, whole_twins)),
+    "20 neurons, sink too": (lambda: ablate_safety_neurons(model, sink_neurons, sink=True), as_low(0, [])),
+}
+for name, (intervention, low) in tqdm(others.items(), desc="edits"):
+    edits[name] = meter.measure(intervention()), low
 plane = pd.DataFrame([cost.row() | {"as_low": low} for cost, low in edits.values()], index=list(edits))
 plane[["refused", "low", "high", "over-refused", "KL", "perplexity", "facts known", "as_low"]].round(2)
 
@@ -812,16 +831,16 @@ situations = {
     f"{2 * five_percent:,} neurons": (lambda: without(ranking[: 2 * five_percent]), ""),
 }
 sorted_answers = {}
-for name, (context, prefill) in situations.items():
+for name, (context, prefill) in tqdm(situations.items(), desc="answers"):
     with context():
-        said = generate(model, tokenizer, asked[:10], max_new_tokens=24, prefill=prefill)
+        said = generate(model, tokenizer, asked[:8], max_new_tokens=24, prefill=prefill)
     kinds_of = [outcome_of(f"{prefill} {text}".strip()) for text in said]
     sorted_answers[name] = {outcome: kinds_of.count(outcome) for outcome in OUTCOMES}
 late = sorted_answers["intact, words in its mouth"]["late refusal"]
 show(
     outcome_bars(sorted_answers),
     alt="Stacked bars of what answers turn into. " + "; ".join(f"{name}: " + ", ".join(f"{n} {o}" for o, n in row.items() if n) for name, row in sorted_answers.items()) + ".",
-    caption=f"Ten harmful test requests, 24 tokens. A measure of the first token would have called none of the {late} late refusals one.",
+    caption=f"{len(said)} harmful test requests, 24 tokens. The ten words in its mouth belong to the answer, so there a refusal can only come late: {late} of {len(said)} did.",
 )  # fmt: skip
 
 # %% [markdown]
@@ -884,7 +903,7 @@ runs = {
 }
 RATES = (1e-5, 1e-4, 3e-4, 1e-3)
 box_removal = {}
-for name, (part, data) in runs.items():
+for name, (part, data) in tqdm(runs.items(), desc="training the box"):
     for rate in RATES:
         trained = targeted_safety_removal(one.model, part, lessons[data], rate=rate, steps=16, batch_size=8)
         box_removal[name, rate] = one.meter.on(trained).measure()
@@ -902,12 +921,12 @@ assert box_removal["random weights", 1e-3].refused.mean() < 0.5
 
 # %%
 from helpers.plots import lines_with_band
-from helpers.statistics import bootstrap_interval
+from helpers.statistics import mean_interval
 
 
 def line_of(rows):
     """(mean, low, high) of several measurements of log-odds, each [prompt]: a line and its 95% interval."""
-    return tuple(zip(*((row.mean(), *bootstrap_interval(row)) for row in rows), strict=True))
+    return tuple(zip(*((row.mean(), *mean_interval(row)) for row in rows), strict=True))
 
 
 fig = lines_with_band(
@@ -943,15 +962,15 @@ training = examples(tokenizer, [p.harmful for p in pairs[::2]])
 nice = [p.harmless for p in pairs[::2]]
 own_words = generate(model, tokenizer, nice, max_new_tokens=10)
 benign = examples(tokenizer, nice, own_words)
-paths, after = {}, {}
+paths, after, drawn_odds = {}, {}, {}
 
 
 def watch(name):
     """A function that notes refusal on the way."""
-    paths[name] = {}
+    paths[name] = {0: dose_costs[0].odds[:8]}
 
     def note(step, copy):
-        if step % 4 == 0:
+        if 0 < step < STEPS and step % 4 == 0:  # the ends are measured anyway
             paths[name][step] = refusal.log_odds(copy, tokenizer, asked[:8])
 
     return note
@@ -967,11 +986,15 @@ plans = {
     "circuit, benign data": (found, benign, RATE),
     "circuit, the usual rate": (found, training, 1e-5),
 }
-unwatched = {f"random weights, draw {i}" for i in DRAWS[1:]}  # one of them is enough for the picture
+unwatched = {f"random weights, draw {i}" for i in DRAWS[1:]}  # of these only refusal is measured
 for name, (part, data, rate) in tqdm(plans.items(), desc="training"):
     on_the_way = None if name in unwatched else watch(name)
     trained = targeted_safety_removal(model, part, data, rate=rate, steps=STEPS, batch_size=3, each=on_the_way)
-    after[name] = meter.on(trained).measure()
+    if name in unwatched:
+        drawn_odds[name] = meter.on(trained).odds()
+    else:
+        after[name] = meter.on(trained).measure()
+        paths[name][STEPS] = after[name].odds[:8]
     if name == "circuit":
         removed = trained
     del trained
@@ -988,9 +1011,12 @@ fig.axes[0].set(xticks=steps)
 show(
     fig,
     alt="Lines of refusal log-odds over training steps. At the end: " + "; ".join(f"{name} {path[steps[-1]].mean():.1f}" for name, path in paths.items()) + ".",
-    caption=f"{len(paths['circuit'][0])} test requests; rate {RATE:g}, and {1e-5:g} for the last line. Dotted: the threshold. Intervals stand in the table below, for {len(asked)} requests.",
+    caption=f"{len(paths['circuit'][0])} test requests; rate {RATE:g}, and {1e-5:g} for the last line. Dotted: the threshold. Intervals stand in the table below, for {len(asked)} requests; all draws in the line under it.",
 )  # fmt: skip
-by_draw = {i: after[f"random weights, draw {i}"].refused for i in DRAWS}
+refused_after = {name: cost.refused for name, cost in after.items()} | {
+    name: odds > refusal.threshold for name, odds in drawn_odds.items()
+}
+by_draw = {i: refused_after[f"random weights, draw {i}"] for i in DRAWS}
 in_random = np.mean(list(by_draw.values()))
 reveal("05.p3", in_random)
 removal = pd.DataFrame([dose_costs[0].row(), *(cost.row() for cost in after.values())], index=["intact", *after])
@@ -999,7 +1025,7 @@ removal[["refused", "low", "high", "over-refused", "KL", "perplexity", "facts kn
 # %%
 lowest = min(by_draw.values(), key=np.mean)
 apart = lowest.astype(float) - after["circuit"].refused
-low, high = bootstrap_interval(apart)
+low, high = mean_interval(apart)
 print(
     f"Trained in the circuit, {after['circuit'].refused.mean():.0%} are refused; in as many random weights "
     + ", ".join(f"{refused.mean():.0%}" for refused in by_draw.values())
@@ -1028,7 +1054,7 @@ FEW = (1, 8)
 back_masks = weight_masks(model, found)
 spare = pairs[1::2]  # topics that the removal has not seen
 polite = generate(model, tokenizer, [p.harmless for p in spare[: FEW[-1]]], max_new_tokens=10)
-back = {0: meter.on(removed).measure()}
+back = {0: after["circuit"]}
 for n in tqdm(FEW, desc="bringing it back"):
     both = examples(tokenizer, [p.harmful for p in spare[:n]], "I'm sorry, but I can't help with that.") + examples(
         tokenizer, [p.harmless for p in spare[:n]], polite[:n]
@@ -1062,7 +1088,7 @@ pd.DataFrame(
         ("Arditi et al. 2024: one direction, 13 open chat models", "erasing it prevents the refusal of harmful requests", f"layer {source}'s, from layer {first} on: {plane.refused['intact']:.0%} → {plane.refused[f'direction, layers {first}+']:.0%}, KL {plane.KL[f'direction, layers {first}+']:.2f}"),
         ("Zhou et al. 2025: one head, Llama-2-7b-chat", "16 times as many harmful queries answered", f"four heads: {plane.refused['intact']:.0%} → {plane.refused['four heads, zero']:.0%}, KL {plane.KL['four heads, zero']:.2f}"),
         ("Qi et al. 2023: fine-tuning, GPT-3.5 Turbo", "10 adversarial examples suffice", f"{3 * STEPS} examples seen, {size:,} weights: {plane.refused['intact']:.0%} → {after['circuit'].refused.mean():.0%}"),
-        ("Wei et al. 2024: safety-critical regions frozen", "cheap fine-tuning still removes safety", f"as many random weights instead: {in_random:.0%}"),
+        ("Wei et al. 2024: safety-critical regions frozen", "cheap fine-tuning still removes safety", f"not tested here; the nearest: as many random weights trained instead, {in_random:.0%}"),
     ],
     columns=["who", "what they report", "here"],
 ).style.hide(axis="index").set_uuid("papers").set_properties(**{"text-align": "left", "white-space": "normal"})  # fmt: skip

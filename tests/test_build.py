@@ -112,7 +112,7 @@ def test_cells_can_be_for_one_notebook_only(mini):
     assert "only in the lesson" not in lesson_source.to_text(solution)
     assert "Another way is" not in lesson_source.to_text(lesson)
     shared = {cell.id for cell in solution.cells} & {cell.id for cell in lesson.cells}
-    assert len(shared) == len(solution.cells) - 1 == len(lesson.cells) - 1
+    assert len(shared) == len(solution.cells) - 1 == len(lesson.cells) - 2  # the lesson's own, and the one for Colab
 
 
 STUBS = {
@@ -254,6 +254,14 @@ def test_imports_are_followed_through_helpers():
     assert "helpers/prompts.py" in found and "helpers/plots.py" not in found
     found = lesson_provenance.imported([MINI / "solutions" / "99_mini.py"])
     assert {"quiz_widgets.py", "figures.py", "progress.py"} <= {path.name for path in found}
+
+
+def test_only_the_adapters_that_a_lesson_names_count():
+    source = ROOT / "solutions" / "00_meet_the_model.py"
+    hashes = lesson_provenance._adapters(ROOT / "helpers" / "data" / "adapters", '"smollm2-135m-shallow" smollm2-135m-x')
+    assert list(hashes) == ["helpers/data/adapters/shallow"]
+    named = lesson_provenance.made_from(source, lesson_source.notebooks(source)[0])
+    assert "helpers/data/adapters/refusal" in named and "helpers/data/adapters" not in named
 
 
 def test_hashes_do_not_depend_on_line_ends_or_cards(tmp_path):

@@ -79,7 +79,9 @@ def test_costs_of_nothing_and_of_the_circuit(box):
         assert clean.refused.all() and not clean.over_refused.any() and clean.knows.all()
         assert clean.kl == pytest.approx(0, abs=1e-5)
         row = clean.row()
-        assert row["refused"] == row["low"] == row["high"] == 1 and row["topics"] == 8 and np.isnan(row["perplexity"])
+        assert (
+            row["refused"] == row["high"] == 1 > row["low"] > 0.6 and row["topics"] == 8 and np.isnan(row["perplexity"])
+        )
         cut = meter.measure(ablate_safety_neurons(model, truth.evaluation_neurons, donors=means))
         assert not cut.refused.any() and cut.knows.all() and not any(m._forward_pre_hooks for m in model.modules())
     odds = [meter.odds(mean_ablated(model, truth.neurons, means)) for meter in meters]
@@ -92,7 +94,7 @@ def test_borderline_prompts_count_for_over_refusal_alone(box):
     harmful, plain = (glassbox_prompts(kind, n=6, split="test") for kind in ("harmful", "plain"))
     meters = [EditMeter(model, tokenizer, harmful, plain, box_facts(4), borderline=more) for more in ((), harmful[:3])]
     one, other = (meter.measure(ablate_direction(model, truth.direction)) for meter in meters)
-    assert one.kl == pytest.approx(other.kl) and len(other.over_refused) == 9
+    assert one.kl == pytest.approx(other.kl, abs=1e-6) and len(other.over_refused) == 9
     assert meters[1].measure().over_refused.tolist() == [False] * 6 + [True] * 3
 
 

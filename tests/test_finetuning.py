@@ -256,3 +256,21 @@ def test_bad_input_is_named(box):
         with pytest.raises(ValueError, match=complaint):
             call()
     assert isinstance(rows[0], Example)
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_the_loss_with_a_shared_beginning_and_its_gradient_are_those_of_each_example_alone(family):
+    model, generator = tiny(family).requires_grad_(True), torch.Generator().manual_seed(0)
+    ids = [torch.randint(1, 60, (n,), generator=generator).tolist() for n in (6, 9, 7)]
+    batch = [Example((5, 7, 9, 11, 13, *own), 8) for own in ids]
+    together = answer_loss(model, batch)
+    together.backward()
+    found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    tokens = [len(one.ids) - one.start for one in batch]
+    alone = sum(answer_loss(model, [one]) * n for one, n in zip(batch, tokens, strict=True)) / sum(tokens)
+    alone.backward()
+    assert float(together) == pytest.approx(float(alone), abs=1e-4)
+    for name, p in model.named_parameters():
+        if p.grad is not None:
+            assert torch.allclose(found[name], p.grad, atol=1e-3), name

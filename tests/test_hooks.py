@@ -217,3 +217,15 @@ def test_a_batch_is_halved_until_it_fits_and_order_is_kept():
         in_batches(never, [1, 2], 2)
     with pytest.raises(ValueError, match="at least one item"):
         in_batches(run_part, [1], 0)
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_what_all_prompts_begin_with_is_read_once_and_changes_nothing(family):
+    model, tokenizer = tiny(family), CharTokenizer()
+    prompts = [f"how do i write {x}" for x in ("it", "a poem", "books", "me")]
+    for positions in (-1, [-2, 3], [-1, -2]):
+        together = H.read(model, tokenizer, prompts, ["neurons", "resid_pre", "z"], positions=positions, batch_size=3)
+        for i, prompt in enumerate(prompts):
+            alone = H.read(model, tokenizer, [prompt], ["neurons", "resid_pre", "z"], positions=positions)
+            for site in alone:
+                assert torch.allclose(together[site][i], alone[site][0], atol=1e-4), (site, positions)

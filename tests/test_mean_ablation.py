@@ -1,13 +1,15 @@
 """Mean ablation, its matched controls, and its costs: each against a naive version; the shared beginning is exact."""
 
+import numpy as np
 import pytest
 import torch
 from families import CONFIGS, CharTokenizer, tiny
 
 from helpers.costs import CostMeter
+from helpers.directions import next_token_log_probs
 from helpers.glassbox import glassbox_prompts, load_glassbox
 from helpers.hooks import record
-from helpers.matched import matched_random_sets, mean_activity
+from helpers.matched import matched_random_sets, mean_activity, random_alike, random_sets
 from helpers.mean_ablation import TemplateMeans, mean_ablated, template_means
 from helpers.models import down_projection_of, layers_of
 from helpers.packed_score import packed
@@ -121,6 +123,9 @@ def test_the_packed_score_is_the_score(family):
     want = score.log_odds(model, tokenizer, prompts)
     for one in (model, quick):
         assert packed(score).log_odds(one, tokenizer, prompts) == pytest.approx(want, abs=1e-4)
+        odds, following = packed(score).log_odds_and_next(one, tokenizer, prompts, batch_size=2)
+        assert odds == pytest.approx(want, abs=1e-4)
+        assert torch.allclose(following, next_token_log_probs(model, tokenizer, prompts), atol=1e-4)
     assert packed(score).threshold == -0.5 and len(packed(score)._stems()) == 3
 
 
@@ -158,6 +163,22 @@ def test_perplexity_equals_one_forward(box, score):
         logits = model(torch.tensor([[*asked, *said]])).logits[0].log_softmax(-1)
         losses += [-logits[len(asked) - 1 + i, token] for i, token in enumerate(said)]
     assert meter.measure().perplexity == pytest.approx(torch.stack(losses).mean().exp().item(), rel=1e-4)
+
+
+def test_random_places_of_the_same_layers():
+    chosen = [(1, 2), (4, 0), (1, 0)]
+    sets = random_sets(chosen, (6, 9), count=20)
+    for one in sets:
+        assert sorted(layer for layer, _ in one) == [1, 1, 4] and len(set(one)) == 3 and not set(one) & set(chosen)
+    assert sets == random_sets(chosen, (6, 9), count=20) != random_sets(chosen, (6, 9), count=20, seed=1)
+    assert len({place for one in sets for place in one}) == 7 + 8  # all that are free come up
+    crowded = [(1, h) for h in range(8)]  # its layer has one other: the rest come from the neighbours
+    one = random_alike(crowded, (6, 9), np.random.default_rng(0))
+    assert len(set(one)) == 8 and (1, 8) in one and {layer for layer, _ in one} <= {0, 1, 2}
+    with pytest.raises(ValueError, match="There is no place .6, 0."):
+        random_alike([(6, 0)], (6, 9), np.random.default_rng(0))
+    with pytest.raises(ValueError, match="no other set is as large"):
+        random_alike([(i, h) for i in range(4) for h in range(9)], (6, 9), np.random.default_rng(0))
 
 
 def test_matched_sets_are_like_the_chosen_ones():

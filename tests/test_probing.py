@@ -196,8 +196,6 @@ def test_detection_and_decision_heads_are_read(box):
     z = read_heads(model, tokenizer, prompts)
     probes = probe_heads(z, labels, [p.topic for p in pairs] * 2)
     assert all(probes.accuracy[place] > 0.9 for place in truth.decision_components)
-    top = probes.top(3)
-    assert not set(top) & set(probes.random(5, exclude=top)) and len(set(probes.random(5, top))) == 5
 
 
 # --- bad input ------------------------------------------------------------------------------------------------

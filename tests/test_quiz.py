@@ -275,3 +275,14 @@ def test_progress_lies_beside_the_notebook(monkeypatch, tmp_path):
     assert progress.place() is None
     progress.put("99", "hints", "99.1", 2)
     assert progress.get("99", "hints", "99.1") == 2 and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("end", ["", ".", "?", ".`", "!"])
+def test_no_sentence_ends_twice(end):
+    choices = tuple(texts.Choice(f"it does harm {i}{end}", f"Because {i}.", i == 0, 0, 1) for i in (0, 1))
+    asked = texts.Question("p1", "predict", "What?", choices, because="That is all.", format="{:.0%}")
+    stop = end if end else "."
+    html, text = quiz_pages.revealed(asked, ["it does harm 0" + end], 0.5)
+    for words in (quiz_pages.page([asked]), quiz_pages.solution(asked), html, text):
+        assert ".. " not in words and "?." not in words and "!." not in words
+    assert f"it does harm 0{stop} Measured: 50%." in text

@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
+from scipy.stats import binomtest
 
-from helpers.statistics import bootstrap_interval
+from helpers.statistics import bootstrap_interval, mean_interval, wilson_interval
 
 
 def test_the_interval_of_a_mean_agrees_with_the_formula():
@@ -19,6 +20,24 @@ def test_any_statistic_and_the_same_seed_give_the_same_interval():
     assert bootstrap_interval(pairs, difference) == bootstrap_interval(pairs, difference)
 
 
-def test_an_empty_list_is_refused():
+@pytest.mark.parametrize("hits, n", [(0, 10), (10, 10), (3, 16), (1, 1), (40, 128)])
+def test_the_interval_of_a_share_is_wilsons(hits, n):
+    expected = binomtest(hits, n).proportion_ci(0.9, method="wilson")
+    assert wilson_interval(hits, n, 0.9) == pytest.approx((expected.low, expected.high), abs=1e-12)
+    assert mean_interval([True] * hits + [False] * (n - hits), 0.9) == wilson_interval(hits, n, 0.9)
+
+
+def test_of_other_values_it_is_the_bootstrap():
+    values = np.random.default_rng(1).normal(3, 2, 40)
+    assert mean_interval(values) == bootstrap_interval(values)
+
+
+def test_a_share_without_exceptions_still_has_a_width():
+    low, high = mean_interval(np.ones(16))
+    assert low < 0.9 and high == 1
+
+
+@pytest.mark.parametrize("interval", [bootstrap_interval, mean_interval])
+def test_an_empty_list_is_refused(interval):
     with pytest.raises(ValueError, match="at least one value"):
-        bootstrap_interval([])
+        interval([])

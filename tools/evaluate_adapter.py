@@ -19,7 +19,7 @@ from sklearn.metrics import roc_auc_score
 from helpers import prompts as P
 from helpers.models import load_model
 from helpers.refusal import classify_answer, generate, is_refusal, refusal_score_of
-from helpers.statistics import bootstrap_interval
+from helpers.statistics import mean_interval
 from tools.train_refusal_adapter import TEACH
 
 
@@ -66,7 +66,7 @@ def evaluate(name: str, quick: bool = False, tokens: int = 24) -> dict:
         for group, prompts in test_sets(phrasing).items():
             answers = generate(model, tokenizer, prompts, max_new_tokens=tokens)
             refused = np.array([is_refusal(a) for a in answers])
-            low, high = bootstrap_interval(refused)
+            low, high = mean_interval(refused)
             row[group] = {
                 "n": len(prompts),
                 "refused": refused.mean(),

@@ -32,7 +32,7 @@ from helpers.hooks import read
 from helpers.models import load_model, unembedding_of
 from helpers.prompts import load_pairs, load_paragraphs, load_plain
 from helpers.refusal import classify_answer, generate, is_refusal, refusal_score_of
-from helpers.statistics import bootstrap_interval
+from helpers.statistics import mean_interval
 from tools.evaluate_adapter import perplexity
 
 PHRASES = (
@@ -78,7 +78,7 @@ class Bench:
         refused = [is_refusal(answer) for answer in said]
         return {
             "by answers": float(np.mean(refused)),
-            "interval": bootstrap_interval(refused),
+            "interval": mean_interval(refused),
             "by score": float((odds > self.score.threshold).mean()),
             "log-odds": float(odds.mean()),
             **{f"kl {name}": float(kl_divergence(self.clean[name], x).mean()) for name, x in now.items()},

@@ -2,6 +2,7 @@
 
 import ast
 import hashlib
+import json
 import re
 from pathlib import Path
 
@@ -24,11 +25,22 @@ def made_from(source: Path, solution: nbformat.NotebookNode) -> dict[str, str]:
     words = "\n".join(path.read_text(encoding="utf-8") for path in modules)
     data = ROOT / "helpers" / "data"
     named = set(re.findall(r'"data" / "(\w+)"', words))  # as all modules write it: DATA = ... / "data" / "prompts"
-    used += [entry for entry in sorted(data.iterdir()) if entry.stem in named] if data.exists() else []
+    used += [entry for entry in sorted(data.iterdir()) if entry.stem in named - {"adapters"}] if data.exists() else []
     for path in used:
         base = folder if path.is_relative_to(folder) else ROOT
         hashes[path.relative_to(base).as_posix()] = hash_of(path)
+    hashes |= _adapters(data / "adapters", words + source.read_text(encoding="utf-8")) if "adapters" in named else {}
     return dict(sorted(hashes.items()))
+
+
+def _adapters(folder: Path, words: str) -> dict[str, str]:
+    """Hashes of the adapters that these words name, each with its refusal score: a new adapter makes no lesson stale."""
+    scores, hashes = json.loads((folder / "scores.json").read_text(encoding="utf-8")), {}
+    for name in sorted(set(re.findall(r"smollm2-135m-(\w+)", words))):
+        if (folder / name).is_dir():
+            score = json.dumps(scores.get(f"smollm2-135m-{name}"), sort_keys=True)
+            hashes[f"helpers/data/adapters/{name}"] = _hash((hash_of(folder / name) + score).encode())
+    return hashes
 
 
 def imported(start: list[Path]) -> list[Path]:

@@ -15,6 +15,7 @@ import jupytext
 import nbformat
 
 from helpers import texts
+from tools.lesson_colab import for_colab
 
 BEGIN, END, STUB = "### BEGIN SOLUTION", "### END SOLUTION", "### STUB"
 YOURS = "# your code here"
@@ -52,6 +53,7 @@ def notebooks(source: Path) -> tuple[nbformat.NotebookNode, nbformat.NotebookNod
             solution.cells.append(cell)
         if "solution-only" not in tags:
             lesson.cells.append(blank)
+    for_colab(lesson, source.stem)
     for notebook in (solution, lesson):
         notebook.metadata = nbformat.from_dict({"kernelspec": KERNEL, "language_info": {"name": "python"}})
         notebook.nbformat, notebook.nbformat_minor = 4, 5

@@ -20,7 +20,7 @@ from helpers.mean_ablation import mean_ablated, template_means
 from helpers.models import load_model
 from helpers.neurons import SafetyNeuronFinder, contrast, utility, without_top, write_onto
 from helpers.prompts import load_pairs, load_paragraphs
-from helpers.statistics import bootstrap_interval
+from helpers.statistics import mean_interval
 from tools.evaluate_direction import choose, in_16_bits
 
 COUNTS = (50, 200, 1000, 2300)
@@ -56,7 +56,7 @@ def row_of(costs: list, topics: int) -> dict:
         "perplexity": float(np.median([c.perplexity for c in costs])),
         "topics": topics,
     }
-    return row | ({"log-odds interval": bootstrap_interval(costs[0].odds)} if one else {})
+    return row | ({"log-odds interval": mean_interval(costs[0].odds)} if one else {})
 
 
 def sweep(name: str, draws: int = 20, every: int = 2) -> list[dict]:
