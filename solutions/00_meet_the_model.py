@@ -15,6 +15,7 @@
 #
 # **Time:** about 90 minutes, of which the computer needs about three. **To know before:** some Python and PyTorch, and that a
 # transformer is a stack of attention and MLP layers. You need never have opened one.
+# Words that are new to you stand in the [glossary](../GLOSSARY.md).
 #
 # There are six exercises. None of them can stop you: where yours is missing or not right yet, the course's own version takes
 # its place, a line tells you so, and the lesson goes on.

@@ -14,6 +14,7 @@
 # * compare with what three papers report, and say what carries over to a small model.
 #
 # **Time:** about 110 minutes, of which the computer needs about three. **To know before:** lesson 00.
+# Words that are new to you stand in the [glossary](../GLOSSARY.md).
 #
 # There are seven exercises; in three of them you repair what a colleague left behind. Six mistakes that this field makes come by on
 # the way, in bold where you meet them. As always, no exercise can stop you.

@@ -16,6 +16,7 @@
 # * say why noise and word replacement can disagree.
 #
 # **Time:** about 100 minutes, of which the computer needs about three. **To know before:** lessons 00 and 01.
+# Words that are new to you stand in the [glossary](../GLOSSARY.md).
 #
 # There are six exercises; in five of them you repair what a colleague left behind. As always, no exercise can stop you.
 

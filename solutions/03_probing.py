@@ -14,6 +14,7 @@
 # * recognise an intervention that works for the wrong reason.
 #
 # **Time:** about 100 minutes, of which the computer needs about three. **To know before:** lessons 00 and 01.
+# Words that are new to you stand in the [glossary](../GLOSSARY.md).
 #
 # There are five exercises; in three of them you repair what a colleague left behind. As always, no exercise can stop you.
 

@@ -14,6 +14,7 @@
 # * hold a map against shuffled labels and against a model that never learned to refuse.
 #
 # **Time:** about 110 minutes, of which the computer needs about three. **To know before:** lessons 00 to 02.
+# Words that are new to you stand in the [glossary](../GLOSSARY.md).
 #
 # There are five exercises; in three of them you repair what a colleague left behind. As always, no exercise can stop you.
 
@@ -778,7 +779,8 @@ table.round(2)
 
 # %% [markdown]
 # All shares are counted from the empty model. Where *that* says something no request would make the model say, a share of the gap means little, and
-# "faithful" becomes an artefact of the ablation. Compare its log-odds with those of the harmless twins before you read the row.
+# "faithful" becomes an artefact of the ablation. (An interval that is nan belongs to a share
+# of a gap that is nearly zero in some draws of the pairs.) Compare its log-odds with those of the harmless twins before you read the row.
 
 # %%
 found_there = circuit.evidence[circuit.evidence.member]  # the strongest in the search first

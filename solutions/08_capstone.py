@@ -14,6 +14,7 @@
 # * build a guard that survives attacks, and say which it does not survive.
 #
 # **Time:** about 120 minutes, of which the computer needs two. **To know before:** lessons 00 to 05.
+# Words that are new to you stand in the [glossary](../GLOSSARY.md).
 #
 # There are five exercises; in each you repair what a colleague left behind. As always, no exercise can stop you. A whole solution stands in the notebook beside
 # this one, and in `helpers/capstone_solver.py`. You may of course solve the case in your own way: only the hand-in counts.
