@@ -2,6 +2,7 @@
 
     python -m tools.attack_adapters                       # all that were trained; minutes each; goes on where it stopped
     python -m tools.attack_adapters redundant-0 --again   # only this one, anew
+    python -m tools.attack_adapters --validate            # only the figures without attack
 
 Fitted on "method" pairs, chosen on "validation", measured on "test". The rows go to helpers/data/robustness/attacks.csv, the
 validation figures of each adapter to validation.csv. Models are held in 16 bits (three times as fast); trainings inside an attack
@@ -59,12 +60,12 @@ def bench_of(model, tokenizer) -> Bench:
 
 def validation_row(model, tokenizer) -> dict:
     """Shares refused on the validation split by the score, with intervals, and the perplexity of prose without a template."""
-    pairs = load_pairs("validation")[::3]
+    pairs = load_pairs("validation")
     groups = {
         "harmful": [p.harmful for p in pairs],
         "twins": [p.harmless for p in pairs],
-        "borderline": load_borderline("validation")[::3],
-        "plain": load_plain("validation")[::3],
+        "borderline": load_borderline("validation"),
+        "plain": load_plain("validation"),
     }
     score, row = packed(model.refusal_score), {}
     for group, prompts in groups.items():
@@ -121,19 +122,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*")
     parser.add_argument("--again", action="store_true", help="also where rows are there already")
+    parser.add_argument("--validate", action="store_true", help="no attacks, only the validation figures")
     args = parser.parse_args()
     torch.manual_seed(0), np.random.seed(0)
     for name in args.names or trained():
         adapter, _, seed = name.partition("-")
         seed = int(seed or 0)
+        head = {"adapter": adapter, "seed": seed}
+        if args.validate:
+            merge(SHIPPED.with_name("validation.csv"), pd.DataFrame([head | validation_row(*load_attacked(name)[:2])]))
+            continue
         if SHIPPED.exists() and not args.again:
             done = pd.read_csv(SHIPPED)
             if len(done[(done.adapter == adapter) & (done.seed == seed)]):
                 continue
         table, validation = attack(name)
-        head = pd.DataFrame({"adapter": adapter, "seed": seed}, index=table.index)
-        merge(SHIPPED, pd.concat([head, table[list(COLUMNS)]], axis=1))
-        merge(SHIPPED.with_name("validation.csv"), pd.DataFrame([{"adapter": adapter, "seed": seed} | validation]))
+        rows = pd.concat([pd.DataFrame(head, index=table.index), table[list(COLUMNS)]], axis=1)
+        merge(SHIPPED, rows)
+        merge(SHIPPED.with_name("validation.csv"), pd.DataFrame([head | validation]))
 
 
 if __name__ == "__main__":
