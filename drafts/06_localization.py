@@ -778,11 +778,15 @@ box_random = {
 upper = [(p.layer, p.index) for p in studies[REAL].parts if p.kind == "neuron" and p.layer >= first][:100]
 found = Circuit(evaluation_neurons=tuple(upper))
 real_sets = {"found": weight_masks(model, found)} | {
-    i: weight_masks(model, random_circuit(model, found, i)) for i in range(5)
+    i: weight_masks(model, random_circuit(model, found, i)) for i in range(4)
 }
-real_random = edit_places(
-    studies[REAL].propose, studies[REAL].judge, real_sets, rate=3e-3, steps=3, each=progress("random places")
-)
+by_rate = [
+    edit_places(
+        studies[REAL].propose, studies[REAL].judge, real_sets, rate=rate, steps=3, each=progress("random places")
+    )
+    for rate in (3e-3, 1e-2)
+]
+real_random = {name: max((one[name] for one in by_rate), key=lambda edit: edit[0].mean()) for name in real_sets}
 
 # %%
 fig, axes = figure(1, 2, size=(11.6, 4.0))
@@ -800,7 +804,7 @@ for place, rate in enumerate(RATES):
 axes[0].axhline(box.judge.odds().mean(), color="#555555", linestyle=":", linewidth=1.4)
 axes[0].set_xticks(range(len(RATES)), [f"{rate:g}" for rate in RATES])
 axes[0].set(xlabel="learning rate", ylabel="log-odds lost by the edit", title="the box concentrated")
-axes[0].legend()
+axes[0].legend(loc="lower right")
 names = list(real_sets)
 middle = [real_random[name][0].mean() for name in names]
 spans = np.array([mean_interval(real_random[name][0]) for name in names])
@@ -808,13 +812,13 @@ axes[1].errorbar(range(len(names)), middle, yerr=np.abs(spans.T - middle), fmt="
 axes[1].scatter([0], middle[:1], c=HARMFUL, s=80, edgecolors="#222222")
 axes[1].scatter(range(1, len(names)), middle[1:], c=CONTROL, marker="x", s=60)
 axes[1].set_xticks(range(len(names)), ["found", *(f"random {i + 1}" for i in names[1:])], rotation=30, size=9)
-axes[1].set(title="the real model, 100 neurons each")
+axes[1].set(title="the real model, 100 neurons each, at the better of two rates")
 as_much = {
     rate: np.mean([box_random[rate][i][0].mean() >= box.judge.odds().mean() for i in range(20)]) for rate in RATES
 }
 show(
     fig,
-    alt="Left, log-odds lost by edits of the box's circuit and of 20 random sets at three rates; right, of 100 found neurons of the real model and five random sets: " + ", ".join(f"{m:.1f}" for m in middle) + ".",
+    alt="Left, log-odds lost by edits of the box's circuit and of 20 random sets at three rates; right, of 100 found neurons of the real model and four random sets: " + ", ".join(f"{m:.1f}" for m in middle) + ".",
     caption="Dotted: what it takes to end refusal in the box. Random sets that end it: " + "; ".join(f"rate {rate:g} {share:.0%}" for rate, share in as_much.items())
     + f". Real model: found {middle[0]:.2f}, random {min(middle[1:]):.2f} to {max(middle[1:]):.2f}, at a KL of {real_random['found'][1]:.2f} and {np.mean([real_random[i][1] for i in names[1:]]):.2f}.",
 )  # fmt: skip
@@ -823,7 +827,7 @@ print(f"true circuit of the box at the smallest rate: {box_random[RATES[0]]['cir
 
 # %% [markdown]
 # At one small rate the true circuit stands out. Let the random sets choose their own rate, and look again. That an edit works is **no evidence for a place**, unless nobody else can do it as cheaply; *how cheaply* is what the place decides, if it decides
-# anything. (Five random sets on the real model are few. With five, the best that could be said is *one of six*.)
+# anything. (Four random sets on the real model are few: the best that could be said is *one of five*. And look at the KL in the caption: how much of an edit is an edit of refusal?)
 #
 # ## 7 · One direction?
 #
@@ -913,8 +917,8 @@ print(
 )
 
 # %% [markdown]
-# If the line dips further on one side than on the other, then directions on that side work as well, though their cosine with the first is small. That is the cross-section of a cone, and "*the* direction" is a convenient member of it.
-# How wide such a cone is depends on the model: ours is small, and its refusal was taught by one adapter.
+# A cone would show as a line that stays low on one side, *below the band*: directions there work as well, though their cosine with the first is small. A line inside of the band says only that the grip is lost slowly, whatever
+# one tilts towards. Wollschläger et al. search for their directions by gradient, in larger models; ours is small, its refusal was taught by one adapter, and a difference of means finds what is strongest, not all that would do.
 #
 # ## 8 · No role?
 #
@@ -993,6 +997,7 @@ for ax, (name, answer) in zip(axes, answers.items(), strict=True):
         xlabel="layer",
         ylabel="change of its write along the direction",
     )
+    ax.xaxis.get_major_locator().set_params(integer=True)
     ax.legend()
 up = answers["redundant"].table().nlargest(1, "change").iloc[0]
 show(
@@ -1123,7 +1128,7 @@ pd.DataFrame(
 #
 # * that no smaller set of neurons exists: each count is a bound for one ranking;
 # * that a layer's ablation and its edit are unrelated: fifteen layers of one model, one rate, one objective;
-# * that random places are as good: five draws on the real model, and one strength;
+# * that random places are as good: four draws on the real model, and two strengths;
 # * how wide a cone is, or how many directions there are: one plane was looked at;
 # * that a large model has the same weak points. Its safety was taught at length, ours by an adapter in minutes.
 #
