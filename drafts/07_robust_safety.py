@@ -14,6 +14,7 @@
 # * say what a monitor still sees after an attack, and what somebody who knows it can do.
 #
 # **Time:** about 100 minutes, of which the computer needs about three. **To know before:** lessons 03 and 05.
+# Words that are new to you stand in the [glossary](../GLOSSARY.md).
 #
 # There are five exercises; in each you repair what a colleague left behind. As always, no exercise can stop you.
 
@@ -35,7 +36,7 @@ from tqdm import tqdm
 from helpers.checks import check, hint  # noqa: F401 (hint is for you)
 from helpers.costs import CostMeter
 from helpers.glassbox import KINDS, glassbox_prompts, load_glassbox, model_of, read_box, shuffled
-from helpers.models import load_model
+from helpers.models import BUNDLED, load_model
 from helpers.plots import bars, heatmap, lines_with_band, show
 from helpers.quiz import quiz, reveal
 
@@ -451,7 +452,9 @@ def own_cut(idea, model):
 
 
 live, cut = [], None
-for idea in tqdm(["refusal", *(idea for idea in ideas if idea != "plain")], desc="adapters"):
+for idea in tqdm(
+    ["refusal", *(idea for idea in ideas if idea != "plain" and f"smollm2-135m-{idea}" in BUNDLED)], desc="adapters"
+):
     model, tokenizer = load_model(f"smollm2-135m-{idea}")
     own = own_cut(idea, model)
     cut = cut or own  # the standard adapter comes first
@@ -788,15 +791,19 @@ pd.DataFrame(knowing).T
 # %%
 assert all(row["monitor catches"] == 0 for name, row in knowing.items() if "prepared" not in name)
 assert all(row["canaries"] == "off" for row in knowing.values())
+both_kinds = knowing["cut, and evades the monitor"]
+loud = live[(live.idea == "refusal") & (live.attack == "its own direction")].KL.iloc[0]
 print(
-    f"An attacker who knows the monitor leaves it {knowing['cut, and evades the monitor']['monitor catches']:.0%} of the harmful requests. "
-    f"The prepared one, which he does not know, still catches {knowing['cut, and evades the monitor']['prepared catches']:.0%}, "
-    f"and {knowing['cut, and evades the prepared one']['prepared catches']:.0%} once he knows that too."
+    f"An attacker who knows the monitor leaves it {both_kinds['monitor catches']:.0%} of the harmful requests. The prepared one, which he does not know, "
+    f"still catches {both_kinds['prepared catches']:.0%}, and {knowing['cut, and evades the prepared one']['prepared catches']:.0%} once he knows that too."
+)
+print(
+    f"KL on plain requests: {loud:.2f} for the cut alone, at all tokens; {both_kinds['KL']:.2f} for the quiet cut with the evasion."
 )
 
 # %% [markdown]
 # Against an attacker who knows it, a linear probe is no obstacle: the way around is a formula, and a short one. What is left are readings that they do not know, and the canaries, which notice *that* something was done.
-# And somebody who knows the canaries too can leave just those requests alone. Each look makes the attacker pay for knowing it; none of them is a wall.
+# And somebody who knows the canaries too can leave just those requests alone. Being quiet has its price as well: compare the KL. Each look makes the attacker pay for knowing it; none of them is a wall.
 #
 # ## What this shows, and what it does not
 #
