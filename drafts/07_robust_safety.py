@@ -329,7 +329,7 @@ assert touchy.left > 0.9 and touchy.over_refused > 0.5
 # %% [markdown]
 # ## 3 · The same ideas, trained into the real model
 #
-# In a real model nobody can wire an idea in: one has to train for it and hope. These are further trainings of the standard adapter, short ones, on the same data; the first training of each idea ships with the course:
+# In a real model nobody can wire an idea in: one has to train for it and hope. These are further trainings of the standard adapter, short ones, on the same data; of each idea that came out fit to use the first training ships with the course:
 #
 # * `plain`: the same further training, and no idea: what training alone does;
 # * `distributed`: trained while its own refusal directions, found anew as they move, or random neurons are being ablated (after ReFAT, Yu et al. 2024);
@@ -349,8 +349,13 @@ standard_rows = shipped[shipped.adapter == "refusal"]
 ideas = [name for name in ("plain", "distributed", "redundant", "entangled") if name in set(shipped.adapter)]
 # %%
 calmness = shipped[shipped.attack == "none"].groupby("adapter", sort=False).agg(
-    seeds=("seed", "nunique"), refused=("refused", "mean"), over_refused=("over_refused", "mean"), perplexity=("perplexity", "mean")
+    seeds=("seed", "nunique"), refused=("refused", "mean"), broken=("broken", "mean"), over_refused=("over_refused", "mean"), perplexity=("perplexity", "mean")
 )  # fmt: skip
+for idea in ideas:
+    if calmness.broken[idea] > calmness.broken["refusal"] + 0.05:
+        print(
+            f"{idea}: without any attack {calmness.broken[idea]:.0%} of its answers to harmful requests are no sentences. What it was trained to do under attack, it does by itself."
+        )
 calmness.loc[["refusal", *ideas]].round(2)
 
 # %%
@@ -377,10 +382,11 @@ show(
 # %%
 DIRECTIONS = (0, 1, 2, 4, 8)
 cuts = shipped[shipped.attack.isin(["none", "direction ablated", "subspace ablated"])]
-by_dose = {
-    idea: cuts[cuts.adapter == idea].groupby("dose").refused.agg(["mean", "min", "max"]).reindex(DIRECTIONS)
-    for idea in left_real.index
-}
+by_dose = {}
+for idea in left_real.index:
+    each = cuts[cuts.adapter == idea].pivot_table(index="dose", columns="seed", values="refused").reindex(DIRECTIONS)
+    each = each.ffill()  # where an attack had won, larger doses were not measured: the last value goes on
+    by_dose[idea] = pd.DataFrame({"mean": each.mean(axis=1), "min": each.min(axis=1), "max": each.max(axis=1)})
 damage = cuts[cuts.dose > 0].groupby(["adapter", "dose"]).kl.mean()
 fig = lines_with_band(
     range(len(DIRECTIONS)), {idea: tuple(rows[c].to_numpy() for c in ("mean", "min", "max")) for idea, rows in by_dose.items()},
@@ -392,7 +398,7 @@ show(
     fig,
     alt="Lines of harmful requests refused by the number of directions cut. "
     + " ".join(f"{idea}: " + ", ".join(f"{k} directions {x:.0%}" for k, x in rows["mean"].items() if x == x) + "." for idea, rows in by_dose.items()),
-    caption="Loaded. Mean of the trainings, lowest to highest shaded; a line ends where the attack has won (dotted: 10%). KL of the largest dose measured: "
+    caption="Loaded. Mean of the trainings, lowest to highest shaded. Dotted: 10%, where an attack has won; larger doses were then not measured, and the last value goes on. KL of the largest dose measured: "
     + "; ".join(f"{idea} {damage[idea].iloc[-1]:.2f} at {damage[idea].index[-1]:g}" for idea in by_dose if idea in damage.index) + ".",
 )  # fmt: skip
 
