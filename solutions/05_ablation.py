@@ -922,7 +922,7 @@ assert box_removal["random weights", 1e-3].refused.mean() < 0.5
 
 # %%
 from helpers.plots import lines_with_band
-from helpers.statistics import mean_interval
+from helpers.statistics import bootstrap_interval, mean_interval
 
 
 def line_of(rows):
@@ -985,7 +985,6 @@ plans = {
     "circuit": (found, training, RATE),
     **{f"random weights, draw {i}": (random_circuit(model, found, i), training, RATE) for i in DRAWS},
     "circuit, benign data": (found, benign, RATE),
-    "circuit, the usual rate": (found, training, 1e-5),
 }
 unwatched = {f"random weights, draw {i}" for i in DRAWS[1:]}  # of these only refusal is measured
 for name, (part, data, rate) in tqdm(plans.items(), desc="training"):
@@ -1012,7 +1011,7 @@ fig.axes[0].set(xticks=steps)
 show(
     fig,
     alt="Lines of refusal log-odds over training steps. At the end: " + "; ".join(f"{name} {path[steps[-1]].mean():.1f}" for name, path in paths.items()) + ".",
-    caption=f"{len(paths['circuit'][0])} test requests; rate {RATE:g}, and {1e-5:g} for the last line. Dotted: the threshold. Intervals stand in the table below, for {len(asked)} requests; all draws in the line under it.",
+    caption=f"{len(paths['circuit'][0])} test requests; rate {RATE:g}. Dotted: the threshold. Intervals stand in the table below, for {len(asked)} requests; all draws in the line under it.",
 )  # fmt: skip
 refused_after = {name: cost.refused for name, cost in after.items()} | {
     name: odds > refusal.threshold for name, odds in drawn_odds.items()
@@ -1026,7 +1025,7 @@ removal[["refused", "low", "high", "over-refused", "KL", "perplexity", "facts kn
 # %%
 lowest = min(by_draw.values(), key=np.mean)
 apart = lowest.astype(float) - after["circuit"].refused
-low, high = mean_interval(apart)
+low, high = bootstrap_interval(apart)  # of a paired difference: no share, so not Wilson's
 print(
     f"Trained in the circuit, {after['circuit'].refused.mean():.0%} are refused; in as many random weights "
     + ", ".join(f"{refused.mean():.0%}" for refused in by_draw.values())
