@@ -13,7 +13,7 @@
 # * ablate neurons without breaking the model, next to a control that could prove you wrong;
 # * compare with what three papers report, and say what carries over to a small model.
 #
-# **Time:** about 110 minutes, of which the computer needs about three. **To know before:** lesson 00.
+# **Time:** about 110 minutes, of which the computer needs three to four. **To know before:** lesson 00.
 # Words that are new to you stand in the [glossary](../GLOSSARY.md).
 #
 # There are seven exercises; in three of them you repair what a colleague left behind. Six mistakes that this field makes come by on

@@ -14,7 +14,7 @@
 # * tell refusing, helping, and neither;
 # * train away refusal in a chosen corner of the weights, and say whether the choice of corner mattered.
 #
-# **Time:** about 110 minutes, of which the computer needs about three to four. **To know before:** lessons 00 and 01.
+# **Time:** about 110 minutes, of which the computer needs four to five. **To know before:** lessons 00 and 01.
 # Words that are new to you stand in the [glossary](../GLOSSARY.md).
 #
 # There are six exercises; in each you repair what a colleague left behind. As always, no exercise can stop you.
