@@ -14,6 +14,7 @@
 # * look for second directions and for backups, before you call anything *the* place.
 #
 # **Time:** about 110 minutes, of which the computer needs about three. **To know before:** lessons 01 to 05, this lesson leans on all of them.
+# Words that are new to you stand in the [glossary](../GLOSSARY.md).
 #
 # There are six exercises; in each you repair what a colleague left behind. As always, no exercise can stop you.
 
@@ -530,7 +531,7 @@ for name, one in tqdm(studies.items(), desc="compact"):
     findings.add(
         FINDINGS[2], name, "heads and neurons enough for 90%",
         f"{count:,.0f} of {len(one.parts):,} ({share:.0%} of the weights)" if count < np.inf else f"none up to {counts[-1]:,}", low_high,
-        f"random, {size:,}: {np.mean(found_random):.0%} kept, at most {max(found_random):.0%}; 90% is gone without {needed:,.0f} ({found.weight_share(needed):.1%} of the weights)",
+        f"random, {size:,}: {max(0, np.mean(found_random)):.0%} kept, at most {max(found_random):.0%}; 90% is gone without {needed:,.0f} ({found.weight_share(needed):.1%} of the weights)",
         "holds" if share <= 0.05 and max(found_random) < 0.9 else "holds in part" if by_few else "does not hold", fmt="{:,.0f}",
     )  # fmt: skip
 
@@ -1033,6 +1034,7 @@ fig = lines_with_band(
     layers, {kind: (row.mean(1),) for kind, row in lost_without_layer.items()}, xlabel="layer of the MLP ablated", ylabel="refusal log-odds lost",
 )  # fmt: skip
 fig.axes[0].set_yscale("symlog", linthresh=1)
+fig.axes[0].yaxis.set_major_formatter(lambda x, _: f"{x:g}")
 tops = {kind: layers[int(row.mean(1).argmax())] for kind, row in lost_without_layer.items()}
 show(
     fig,

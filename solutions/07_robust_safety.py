@@ -15,6 +15,7 @@
 #
 # **Time:** about 100 minutes, of which the computer needs about three. **To know before:** lessons 03 and 05.
 # Words that are new to you stand in the [glossary](../GLOSSARY.md).
+# Words that are new to you stand in the [glossary](../GLOSSARY.md).
 #
 # There are five exercises; in each you repair what a colleague left behind. As always, no exercise can stop you.
 
