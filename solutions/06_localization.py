@@ -1124,7 +1124,7 @@ pd.DataFrame(
 # %% [markdown]
 # ## What this shows, and what it does not
 #
-# **It shows**, for five models, which of the four findings hold by rules that were fixed beforehand; that *needed* and *enough* are two sizes; and that on the real model the layers whose ablation costs most are not the ones in which training does most.
+# **It shows**, for five models, which of the four findings hold by rules that were fixed beforehand; that *needed* and *enough* are two sizes; and that on the real model no agreement could be shown between where ablation costs most and where training does most.
 #
 # **It does not show**
 #
