@@ -258,7 +258,9 @@ def test_imports_are_followed_through_helpers():
 
 def test_only_the_adapters_that_a_lesson_names_count():
     source = ROOT / "solutions" / "00_meet_the_model.py"
-    hashes = lesson_provenance._adapters(ROOT / "helpers" / "data" / "adapters", '"smollm2-135m-shallow" smollm2-135m-x')
+    hashes = lesson_provenance._adapters(
+        ROOT / "helpers" / "data" / "adapters", '"smollm2-135m-shallow" smollm2-135m-x'
+    )
     assert list(hashes) == ["helpers/data/adapters/shallow"]
     named = lesson_provenance.made_from(source, lesson_source.notebooks(source)[0])
     assert "helpers/data/adapters/refusal" in named and "helpers/data/adapters" not in named
