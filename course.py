@@ -311,7 +311,7 @@ def test(args):
     print(f"Environment and model are ready after {time.time() - began:.0f} s. Now the tests.")
     env = child_env(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
     env.setdefault("OMP_NUM_THREADS", "1")  # two workers of two threads each take twice as long
-    nbval = ["--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout=600"]
+    nbval = ["--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout=600", "--durations=30"]
     return become([PYTHON, "-m", "pytest", *nbval, "-n", "2", "--dist", "loadscope", *args.extra], env)
 
 
