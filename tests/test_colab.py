@@ -16,6 +16,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from local_git import git
 
 from tools import lesson_colab, lesson_source
 
@@ -34,11 +35,6 @@ NOT_ON_COLAB = (
     "__pycache__",
 )
 OLD_WIDGETS = ("ipywidgets==7.7.1", "widgetsnbextension==3.6.10", "ipython_genutils==0.2.0")
-
-
-def git(folder: Path, *arguments: str) -> None:
-    who = ("-c", "user.name=course", "-c", "user.email=course@example.org", "-c", "init.defaultBranch=main")
-    subprocess.run(["git", *who, *arguments], cwd=folder, check=True, capture_output=True)
 
 
 @pytest.fixture(scope="module")

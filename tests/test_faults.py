@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from local_git import git
 
 import course
 from helpers import texts, weights
@@ -127,11 +128,6 @@ def test_a_kernel_killed_while_it_writes_an_answer_leaves_whole_progress(tmp_pat
         writer.stdout.close()
         stored = json.loads(file.read_text(encoding="utf-8"))["lessons"]["00"]["questions"]
         assert all(len(entry["answer"]) == 2000 for entry in stored.values())
-
-
-def git(folder, *arguments):
-    who = ("-c", "user.name=course", "-c", "user.email=course@example.org", "-c", "init.defaultBranch=main")
-    return subprocess.run(["git", *who, *arguments], cwd=folder, check=True, capture_output=True, text=True).stdout
 
 
 def test_an_update_by_git_pull_leaves_a_learners_work(tmp_path):

@@ -27,9 +27,14 @@ class ClassError(ValueError):
     """Something that the instructor can mend, in one sentence."""
 
 
+def stems() -> list[str]:
+    """The names of the lessons that learners can open, such as 00_meet_the_model."""
+    return sorted(path.stem for path in (ROOT / "lessons").glob("[0-9][0-9]_*.ipynb"))
+
+
 def lessons() -> list[str]:
-    """The numbers of the lessons that learners can open."""
-    return sorted(path.stem[:2] for path in (ROOT / "lessons").glob("[0-9][0-9]_*.ipynb"))
+    """Their numbers."""
+    return [stem[:2] for stem in stems()]
 
 
 # --- what a class has done ----------------------------------------------------------------------------------
@@ -138,11 +143,12 @@ def key(lesson: str) -> str:
 def links(hub: str = "https://your.hub") -> str:
     """Each lesson's Colab badge, and a link by which nbgitpuller copies the course to a learner's hub."""
     repository = address()
-    stems = [path.stem for path in sorted((ROOT / "lessons").glob("[0-9][0-9]_*.ipynb"))]
     folder = repository.rsplit("/", 1)[-1].removesuffix(".git")
-    query = urlencode({"repo": repository, "branch": "main", "urlpath": f"lab/tree/{folder}/lessons/{stems[0]}.ipynb"})
+    query = urlencode(
+        {"repo": repository, "branch": "main", "urlpath": f"lab/tree/{folder}/lessons/{stems()[0]}.ipynb"}
+    )
     pull = f"{hub.rstrip('/')}/hub/user-redirect/git-pull?{query}"
-    return "\n".join([*(f"{stem}: {badge(stem, repository)}" for stem in stems), f"hub: {pull}"])
+    return "\n".join([*(f"{stem}: {badge(stem, repository)}" for stem in stems()), f"hub: {pull}"])
 
 
 def main(arguments: list[str] | None = None) -> int:
