@@ -23,12 +23,15 @@ def address(pyproject: Path = ROOT / "pyproject.toml") -> str:
 
 
 def badge(stem: str, repository: str) -> str:
-    """The badge that opens a lesson on Colab, as markdown; nothing where the course is not on GitHub."""
+    """What opens a lesson on Colab, as markdown; nothing where the course is not on GitHub.
+
+    In words: Colab's own picture would be fetched from outside each time that somebody opens the lesson.
+    """
     if not repository.startswith(GITHUB):
         return ""
     name = repository.removeprefix(GITHUB).removesuffix(".git")
     target = f"https://colab.research.google.com/github/{name}/blob/main/lessons/{stem}.ipynb"
-    return f"[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({target})"
+    return f"**[▶ Open in Colab]({target})**"
 
 
 def for_colab(lesson: nbformat.NotebookNode, stem: str, repository: str | None = None) -> None:
