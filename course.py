@@ -334,6 +334,8 @@ def bench(args):
         if not made or not run(*pip):
             raise Stop("The peers could not be installed: give the same command again.")
     extra = args.extra or ["--out", ROOT / "bench"]
+    if not args.extra and not run(PYTHON, "-W", "ignore", "-m", "tests.benchmarks.bench_growth", *extra):
+        raise Stop("The benchmark of growth did not come to its end: see the lines above.")
     return become([python, "-W", "ignore", "-m", "tests.benchmarks.bench_peers", *extra], child_env(HF_HUB_OFFLINE="1"))
 
 

@@ -3,7 +3,6 @@
 Everything is fitted on the model under attack, on requests given for it. Taught in lesson 07, with `attacks.py`.
 """
 
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,15 +10,14 @@ from dataclasses import dataclass
 import torch
 
 from .directions import MAX_KL, ablation_of, kl_divergence, next_token_log_probs, searchable_layers, unit
-from .fresh_prefix import FreshPrefix
+from .fresh_prefix import headless_of, in_context
 from .hooks import edit, record
 from .mean_ablation import Place
 from .models import body_of, dims_of, layers_of, out_projection_of, weight_of
 from .neurons import write_onto
 from .packed_score import packed
-from .prompts import Pair, chat_text, check_prompts, token_batches, tokenize
+from .prompts import Pair, check_prompts, token_batches
 from .refusal import RefusalScore, refusal_score_of
-from .shared_prefix import PROBES
 
 WRITES = ("attn_out", "mlp_out")
 
@@ -32,26 +30,18 @@ def both(pairs: Sequence[Pair]) -> tuple[list[str], list[str]]:
     return [p.harmful for p in pairs], [p.harmless for p in pairs]
 
 
-def in_context(model, tokenizer, prompts: Sequence[str], system: str | None = None):
-    """The model with the beginning that all prompts share read once a batch, under whatever edits are on by then."""
-    texts = chat_text(tokenizer, [*check_prompts(prompts), *PROBES], system)
-    rows = tokenize(tokenizer, texts)
-    shared = list(os.path.commonprefix(rows))[: min(map(len, rows)) - 1]
-    return FreshPrefix(model, shared) if shared else model
-
-
 def at_the_end(model, tokenizer, pairs: Sequence[Pair], site: str, layers: Sequence[int] | None = None) -> torch.Tensor:
     """The difference of means at the template's last token, harmful minus harmless, [layer, width]: as `read`, but under the edits of
     the moment, with what all prompts begin with read once a batch."""
     layers = list(range(len(layers_of(model))) if layers is None else layers)
     groups = both(pairs)
-    fresh, means = in_context(model, tokenizer, groups[0] + groups[1]), []
+    fresh, means = headless_of(in_context(model, tokenizer, groups[0] + groups[1])), []
     for prompts in groups:
         total = 0.0
         for batch in token_batches(tokenizer, prompts):
             batch = batch.to(model.device)
             with torch.no_grad(), record(model, [site], layers, keep=lambda x: x[:, -1].float().sum(0).cpu()) as seen:
-                fresh(**batch.inputs(), use_cache=True, logits_to_keep=1)
+                fresh(**batch.inputs(), use_cache=True)
             total = total + torch.stack([seen[site][layer] for layer in layers])
         means.append(total / len(prompts))
     return means[0] - means[1]

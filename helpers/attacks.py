@@ -21,13 +21,13 @@ from .attack_fitting import (
     both,
     choose_cut,
     direction_held,
-    in_context,
     nested_basis,
     rank_by_write,
     subspace_cut,
     write_means,
 )
 from .directions import MAX_KL, kl_divergence, next_token_log_probs
+from .fresh_prefix import in_context
 from .hooks import add_direction
 from .mean_ablation import Place, mean_ablated, template_means
 from .models import layers_of

@@ -37,7 +37,7 @@ def places_of_circuit(model, circuit) -> tuple[dict[int, list[int]], dict[int, l
     missing = [stage for stage in STAGES if not hasattr(circuit, stage)]
     if missing:
         raise ValueError(
-            f"A circuit has the fields {', '.join(STAGES)}; this {type(circuit).__name__} lacks {missing[0]}."
+            f"This is no circuit, for it lacks {missing[0]}: give a Circuit, a box's truth, or what map_refusal_circuit returns."
         )
     parts: dict[str, list] = {"head": [], "neuron": []}
     for stage in STAGES:

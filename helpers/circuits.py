@@ -59,22 +59,24 @@ def map_refusal_circuit(
             f"{len(prompts)} pairs are too few to propose on one half and to try on the other: give {FEWEST} or more."
         )
     propose, judge = (Twins(model, tokenizer, prompts[i::2]) for i in (0, 1))
-    effects = attribute_nodes(propose) if effects is None else effects
-    candidates = proposed(propose, effects, heads, neurons)
-    beside = random_like(propose, candidates, controls, seed)
-    both = [patch_nodes(judge, [*candidates, *beside], into, each=each) for into in SIDES]
-    gap = judge.odds() - judge.odds("harmless")
-    evidence = _evidence(both, candidates, beside, least * gap.mean())
-    evidence["looks"] = looks(propose, effects, candidates)
-    evidence["direct"] = direct_share(judge, candidates, evidence.effect)
-    evidence["stage"] = [stage_of(row) if row["member"] else "" for _, row in evidence.iterrows()]
-    evidence = evidence.sort_values("effect", ascending=False, ignore_index=True)
-    members = {s: evidence[evidence.stage == s] for s in STAGES}
-    found = {s: tuple(zip(t.layer.tolist(), t["index"].tolist(), strict=True)) for s, t in members.items()}
+    with propose.remembering(), judge.remembering():
+        effects = attribute_nodes(propose) if effects is None else effects
+        candidates = proposed(propose, effects, heads, neurons)
+        beside = random_like(propose, candidates, controls, seed)
+        both = [patch_nodes(judge, [*candidates, *beside], into, each=each) for into in SIDES]
+        gap = judge.odds() - judge.odds("harmless")
+        evidence = _evidence(both, candidates, beside, least * gap.mean())
+        evidence["looks"] = looks(propose, effects, candidates)
+        evidence["direct"] = direct_share(judge, candidates, evidence.effect)
+        evidence["stage"] = [stage_of(row) if row["member"] else "" for _, row in evidence.iterrows()]
+        evidence = evidence.sort_values("effect", ascending=False, ignore_index=True)
+        members = {s: evidence[evidence.stage == s] for s in STAGES}
+        found = {s: tuple(zip(t.layer.tolist(), t["index"].tolist(), strict=True)) for s, t in members.items()}
+        arrows = arrows_between(judge, found)
     return RefusalCircuit(
         **found,
         evidence=evidence,
-        arrows=arrows_between(judge, found),
+        arrows=arrows,
         gap=(float(gap.mean()), *mean_interval(gap)),
         n_layers=dims_of(model).n_layers,
     )
@@ -206,8 +208,8 @@ def arrows_between(twins: Twins, stages: Mapping[str, Sequence[Place]]) -> pd.Da
         donor, before = twins.read(giver, ["z", "neurons"]), twins.odds(into)
         for source in nodes:
             patched = held(twins.model, nodes[source], donor)
-            whole[source] = whole[source] + sign * (twins.odds(into, patched) - before)
-            then = twins.read(into, ["z", "neurons"], patched)
+            odds, then = twins.odds_and_read(into, ["z", "neurons"], patched)
+            whole[source] = whole[source] + sign * (odds - before)
             for target in (b for a, b in pairs if a == source):
                 through = twins.odds(into, held(twins.model, nodes[target], then))
                 passed[source, target] = passed[source, target] + sign * (through - before)

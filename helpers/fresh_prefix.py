@@ -6,11 +6,13 @@ whatever is switched on by then, for one row instead of all: exact for every edi
 """
 
 import copy
+from collections.abc import Sequence
 
 import torch
 from transformers import DynamicCache
 
 from .costs import ASKED, CostMeter
+from .models import body_of
 from .replay import replaying
 from .shared_prefix import WithPrefix, shared_prefix
 
@@ -18,10 +20,28 @@ from .shared_prefix import WithPrefix, shared_prefix
 class FreshPrefix(WithPrefix):
     """As `WithPrefix`, but the beginning is read under the edits of the moment."""
 
+    _no_logits = {"logits_to_keep": 1}  # of the beginning, as far as the model's forward can be told
+
+    def headless(self) -> "FreshPrefix":
+        new = super().headless()
+        new._no_logits = {}
+        return new
+
     def _copies(self, count: int) -> DynamicCache:
         ids = torch.tensor([self.prefix], device=self.model.device)
-        self._cache = self.model(input_ids=ids, use_cache=True, logits_to_keep=1).past_key_values
+        self._cache = self.model(input_ids=ids, use_cache=True, **self._no_logits).past_key_values
         return super()._copies(count)
+
+
+def in_context(model, tokenizer, prompts: Sequence[str], system: str | None = None):
+    """The model with the beginning that all these prompts share read once a batch, under whatever edits are on by then."""
+    prefix = shared_prefix(tokenizer, prompts, system)
+    return FreshPrefix(model, prefix) if prefix else model
+
+
+def headless_of(model):
+    """The same, model or `in_context`, without the unembedding: for those who read activations and no logits."""
+    return model.headless() if isinstance(model, WithPrefix) else body_of(model)
 
 
 def fresh(meter: CostMeter, replay: bool = True) -> CostMeter:
@@ -32,7 +52,5 @@ def fresh(meter: CostMeter, replay: bool = True) -> CostMeter:
     if isinstance(meter.model, WithPrefix):
         return meter
     new = copy.copy(meter)
-    prefix = shared_prefix(meter.tokenizer, [*meter.harmful, *meter.harmless, ASKED])
-    new.model = FreshPrefix(meter.model, prefix) if prefix else meter.model
+    new.model = in_context(meter.model, meter.tokenizer, [*meter.harmful, *meter.harmless, ASKED])
     return replaying(new) if replay else new
-    return new

@@ -6,14 +6,14 @@ refusal, so the refusal log-odds stand beside it, and the move on *harmless* pro
 both. A head can change nothing below its own layer, so the blocks there are not run again.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 
 import pandas as pd
 import torch
 
 from .ablation import heads_scaled
 from .directions import kl_divergence
+from .hooks import forward_as
 from .mean_ablation import Place
 from .models import dims_of, layers_of
 from .packed_score import packed
@@ -88,17 +88,10 @@ class _CleanRun:
         with self._from(layer):
             return kl_divergence(self.log_probs, self._read())
 
-    @contextmanager
-    def _from(self, layer: int) -> Iterator[None]:
+    def _from(self, layer: int):
         """While inside, the blocks below the layer are not run: each gives what it gave before."""
-        below = self.blocks[:layer]
-        try:
-            for block, left in zip(below, self._left, strict=False):
-                block.forward = lambda *_, left=left, **__: left
-            yield
-        finally:
-            for block in below:
-                vars(block).pop("forward", None)
+        givers = (lambda *_, left=left, **__: left for left in self._left)
+        return forward_as(zip(self.blocks[:layer], givers, strict=False))
 
 
 def head_map(table: pd.DataFrame, model, column: str = "kl_harmful") -> torch.Tensor:

@@ -108,6 +108,20 @@ def edit(model, edits: Iterable[tuple[str, int, Edit]]) -> Iterator[None]:
             handle.remove()
 
 
+@contextmanager
+def forward_as(replaced: Iterable[tuple[torch.nn.Module, Callable]]) -> Iterator[None]:
+    """While inside, each module's forward is the function beside it; then again what it was (accelerate sets one, too)."""
+    replaced = list(replaced)
+    before = [vars(module).get("forward") for module, _ in replaced]
+    try:
+        for module, function in replaced:
+            module.forward = function
+        yield
+    finally:
+        for (module, _), was in zip(replaced, before, strict=True):
+            vars(module).pop("forward", None) if was is None else setattr(module, "forward", was)
+
+
 def _check_sites(model, sites: Sequence[str], layers: Iterable[int] | None) -> tuple[list[str], list[int]]:
     """The sites and layers as lists (all layers for None), or a ValueError."""
     if isinstance(sites, str):
@@ -249,7 +263,7 @@ def check_direction(model, direction: torch.Tensor, length: float | None = 1.0) 
         raise ValueError(f"A direction of this model is a tensor of shape ({width},), not {got}.")
     direction = direction.detach().float()
     if not torch.isfinite(direction).all():
-        raise ValueError("This direction holds numbers that are not finite.")
+        raise ValueError("This direction holds numbers that are not finite: look where it was divided by zero.")
     if length is not None and abs(float(direction.norm()) - length) > 1e-3:
         raise ValueError(
             f"A direction that is ablated must have length 1, this one has {float(direction.norm()):.3f}: "

@@ -51,7 +51,10 @@ def neurons_by_layer(model, neurons) -> dict[int, list[int]]:
     width = width_of(model, "neurons")
     for place in neurons:
         try:
-            layer, neuron = map(int, place)
+            layer, neuron = place
+            if int(layer) != layer or int(neuron) != neuron:
+                raise ValueError
+            layer, neuron = int(layer), int(neuron)
         except (TypeError, ValueError):
             raise ValueError(f"{place!r} is not a (layer, neuron) pair, such as (12, 340).") from None
         check_site(model, "neurons", layer)

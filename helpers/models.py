@@ -99,7 +99,7 @@ def _load_any(name: str, dtype: torch.dtype, device_map: str | None):
         reason = str(error).strip().splitlines()[0].rstrip(".:")
         raise WeightsError(
             f"{name!r} could not be loaded ({reason}): give a folder, a hub name such as "
-            f"'Qwen/Qwen2.5-0.5B-Instruct', or one of {', '.join(BUNDLED)}."
+            f"'Qwen/Qwen2.5-0.5B-Instruct', or one of ours, such as {', '.join([*BUNDLED][:2])}."
         ) from error
 
 

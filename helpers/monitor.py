@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
 
-from .attack_fitting import in_context
+from .fresh_prefix import headless_of, in_context
 from .hooks import check_site, edit, record
 from .models import dims_of
 from .probing import fit_probe
@@ -150,7 +150,7 @@ class SafetyMonitor:
         """What the probes read, [prompt, layer, d]: the template's last token, in front of any prefill."""
         prompts, model = check_prompts(prompts), self.model
         after, found = self._prefilled(system, prefill), [None] * len(prompts)
-        reader = in_context(model, self.tokenizer, prompts, system)  # what all begin with is read once a batch
+        reader = headless_of(in_context(model, self.tokenizer, prompts, system))
 
         def keep(x: torch.Tensor) -> torch.Tensor:
             return x[:, -min(1 + after, x.shape[1])].float().cpu()  # the common beginning alone may be shorter
@@ -158,7 +158,7 @@ class SafetyMonitor:
         for batch in token_batches(self.tokenizer, prompts, 32, system, prefill):
             batch = batch.to(model.device)
             with torch.no_grad(), record(model, [SITE], self.layers, keep) as seen:
-                reader(**batch.inputs(), use_cache=True, logits_to_keep=1)
+                reader(**batch.inputs(), use_cache=True)
             x = torch.stack([seen[SITE][layer] for layer in self.layers], 1)
             for place, row in zip(batch.order, x, strict=True):
                 found[place] = row

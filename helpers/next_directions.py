@@ -11,11 +11,10 @@ from contextlib import ExitStack, contextmanager
 import torch
 
 from .directions import ablation_of, unit
-from .fresh_prefix import FreshPrefix
+from .fresh_prefix import headless_of, in_context
 from .hooks import record
 from .models import dims_of
 from .prompts import token_batches
-from .shared_prefix import shared_prefix
 
 
 @torch.no_grad()
@@ -23,11 +22,10 @@ def read_last(model, tokenizer, prompts: Sequence[str], sites: Sequence[str], ba
     """Activations of the template's last token, {site: [prompt, layer, width]}, in float32 on the CPU; as `hooks.read`, but the
     beginning that all prompts share is read once a batch, under the edits of the moment."""
     layers = range(dims_of(model).n_layers)
-    prefix, out = shared_prefix(tokenizer, prompts), {}
-    quick = FreshPrefix(model, prefix) if prefix else model
+    quick, out = headless_of(in_context(model, tokenizer, prompts)), {}
     for batch in token_batches(tokenizer, prompts, batch_size):
         with record(model, sites, keep=lambda x: x[:, -1].float().cpu()) as seen:
-            quick(**batch.to(model.device).inputs(), logits_to_keep=1)
+            quick(**batch.to(model.device).inputs(), use_cache=True)
         for site in sites:
             rows = torch.stack([seen[site][layer] for layer in layers], 1)
             out.setdefault(site, torch.empty(len(prompts), *rows.shape[1:]))[batch.order] = rows

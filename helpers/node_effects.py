@@ -21,6 +21,7 @@ from .models import dims_of
 from .twins import SIDES, Twins, groups_of
 
 STEPS = 5  # of the integral; Hanna et al. 2024 find no gain beyond this
+SITES = ("z", "mlp_out", "neurons")  # where heads, MLPs and neurons act
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class NodeEffects:
 
 
 def attribute_nodes(twins: Twins, steps: int = STEPS, into: str = "harmful") -> NodeEffects:
-    """The estimate for every head, MLP and neuron, from `steps` forwards and backwards and one forward of each side.
+    """The estimate for every head, MLP and neuron, from `steps` forwards and backwards, and one forward of the other side.
 
     steps: 1 for the plain gradient at the request that is patched into; else the integral along the embeddings, from its
     twin to itself. into: as in `patch_nodes`. Raises ValueError for steps below 1, or another side.
@@ -56,32 +57,16 @@ def attribute_nodes(twins: Twins, steps: int = STEPS, into: str = "harmful") -> 
     giver = giver_of(into)
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise ValueError(f"steps is how many gradients are averaged, at least 1; {steps!r} is not such a number.")
-    sites = ("z", "mlp_out", "neurons")
-    ends = [twins.read(side, [*sites, "resid_pre"]) for side in ("harmful", "harmless")]
-    start, goal = (ends[SIDES.index(side)]["resid_pre"][0] for side in (giver, into))
     layers = range(dims_of(twins.model).n_layers)
-    slopes = {site: [torch.zeros_like(ends[0][site][layer]) for layer in layers] for site in sites}
-    for step in range(1, steps + 1):
-        held: dict[tuple[str, int], torch.Tensor] = {}
-        at = (start + step / steps * (goal - start)).requires_grad_(True)
-
-        def begin(_, at=at):
-            return at
-
-        def keep(site: str, layer: int, held=held):
-            def function(x: torch.Tensor) -> None:
-                x.retain_grad()
-                held[site, layer] = x
-
-            return function
-
-        edits = [("resid_pre", 0, begin), *((s, layer, keep(s, layer)) for s in sites for layer in layers)]
-        with torch.enable_grad():
-            twins.odds_of(twins.logits(into, edits)).sum().backward()
-        for (site, layer), passed in held.items():
-            slopes[site][layer] += passed.grad / steps
+    other = twins.read(giver, [*SITES, "resid_pre"])
+    here, slopes = _with_slopes(twins, into)  # the way's end, and so its last step
+    start, goal = other["resid_pre"][0], here["resid_pre", 0]
+    for step in range(1, steps):
+        _, more = _with_slopes(twins, into, start + step / steps * (goal - start))
+        slopes = {place: slope + more[place] for place, slope in slopes.items()}
     n_heads, d_head = groups_of(twins.model)
-    lost = {s: [(ends[0][s][i] - ends[1][s][i]) * slopes[s][i] for i in layers] for s in sites}
+    sign = 1 if into == "harmful" else -1
+    lost = {s: [sign / steps * (here[s, i] - other[s][i]) * slopes[s, i] for i in layers] for s in SITES}
     heads_at = torch.stack([x.unflatten(-1, (n_heads, d_head)).sum(-1).transpose(1, 2) for x in lost["z"]], 1).cpu()
     return NodeEffects(
         heads_at.sum(-1),
@@ -89,6 +74,28 @@ def attribute_nodes(twins: Twins, steps: int = STEPS, into: str = "harmful") -> 
         torch.stack([x.sum(1) for x in lost["neurons"]], 1).cpu(),
         heads_at,
     )
+
+
+def _with_slopes(twins: Twins, side: str, start: torch.Tensor | None = None) -> tuple[dict, dict]:
+    """Activations of a side, {(site, layer): [pair, position, width]}, the embedding as ("resid_pre", 0), and the gradients
+    of the summed log-odds at them. start: what the run begins with instead of its own embedding."""
+    held: dict[tuple[str, int], torch.Tensor] = {}
+
+    def begin(x: torch.Tensor) -> torch.Tensor:
+        held["resid_pre", 0] = (x if start is None else start).detach().requires_grad_(True)
+        return held["resid_pre", 0]
+
+    def keep(site: str, layer: int):
+        def function(x: torch.Tensor) -> None:
+            held[site, layer] = x
+
+        return function
+
+    layers = range(dims_of(twins.model).n_layers)
+    edits = [("resid_pre", 0, begin), *((s, layer, keep(s, layer)) for s in SITES for layer in layers)]
+    with torch.enable_grad():
+        slopes = torch.autograd.grad(twins.odds_of(twins.logits(side, edits)).sum(), list(held.values()))
+    return {place: x.detach() for place, x in held.items()}, dict(zip(held, slopes, strict=True))
 
 
 def giver_of(into: str) -> str:

@@ -7,6 +7,7 @@ because a page may also be printed in grey.
 
 import textwrap
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -113,9 +114,20 @@ def bars(
         ax.set_xticks(places, [textwrap.fill(str(label), 14) for label in labels])
         ax.tick_params(axis="x", length=0)
         _finish(ax, "", ylabel, title, ylim)
+        slanted = _slant_if_crowded(fig, ax)
         if len(groups) > 1:
-            ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=min(len(groups), 4))
+            ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.3 if slanted else -0.12), ncols=min(len(groups), 4))
     return fig
+
+
+def _slant_if_crowded(fig: Figure, ax, apart: float = 6) -> bool:
+    """Turn the labels below the axis if two of them stand closer than `apart` pixels. Returns whether they were."""
+    fig.canvas.draw()  # nobody knows their widths before
+    boxes = [label.get_window_extent() for label in ax.get_xticklabels()]
+    crowded = any(left.x1 + apart > right.x0 for left, right in pairwise(boxes))
+    if crowded:
+        plt.setp(ax.get_xticklabels(), rotation=30, ha="right", rotation_mode="anchor")
+    return crowded
 
 
 def heatmap(

@@ -136,5 +136,5 @@ def reveal(name: str, measured: float) -> None:
         raise ValueError(f"{name} is a {question.kind} question, not a prediction.")
     measured = float(measured)
     if measured != measured:
-        raise ValueError(f"The measured value for {name} is not a number (nan).")
+        raise ValueError(f"The measured value for {name} is nan: give the number that the cell above has computed.")
     quiz_pages.show_html(*quiz_pages.revealed(question, answered(lesson, question), measured))

@@ -53,6 +53,8 @@ STYLE = """<style>
 .course-question .widget-radio-box { height: auto; max-width: none; }
 .course-question .widget-radio-box label, .course-question .widget-checkbox label {
   white-space: normal; height: auto; line-height: 1.4; margin: 3px 0; }
+.course-question .widget-radio-box label { display: flex; align-items: flex-start; }
+.course-question .widget-radio-box input { order: -1; flex: none; } /* it stands behind its text, and long texts wrap */
 .course-quiz .course-question :is(input, button, summary):focus-visible {
   outline: 3px solid #D55E00; outline-offset: 2px; }
 .course-feedback { line-height: 1.5; }

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 import torch
 from transformers import Cache
 
+from .hooks import forward_as
 from .models import layers_of
 from .shared_prefix import WithPrefix
 
@@ -59,8 +60,7 @@ class Replaying:
                 return at
         return len(self._blocks)
 
-    @contextmanager
-    def _replayed(self, known: list[tuple]) -> Iterator[None]:
+    def _replayed(self, known: list[tuple]):
         """While inside, the lowest blocks hand out what is known of them."""
 
         def handing_out(at: int, output, keys, values):
@@ -72,13 +72,7 @@ class Replaying:
 
             return forward
 
-        try:
-            for at, one in enumerate(known):
-                self._blocks[at].forward = handing_out(at, *one)
-            yield
-        finally:
-            for block in self._blocks[: len(known)]:
-                vars(block).pop("forward", None)
+        return forward_as((self._blocks[at], handing_out(at, *one)) for at, one in enumerate(known))
 
     @contextmanager
     def _seen(self, start: int, stop: int) -> Iterator[list]:

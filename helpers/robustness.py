@@ -22,12 +22,11 @@ import numpy as np
 import pandas as pd
 import torch
 
-from .attack_fitting import in_context
 from .attacks import Attack, attacks_on, no_attack  # noqa: F401 (part of this module's face)
 from .costs import CostMeter
-from .fresh_prefix import fresh
+from .fresh_prefix import fresh, in_context
 from .packed_score import packed
-from .prompts import check_prompts, token_batches
+from .prompts import LAST, check_prompts, token_batches
 from .refusal import classify_answer, refusal_score_of
 from .statistics import mean_interval
 
@@ -52,7 +51,7 @@ def greedy(
     fresh_model, answers = in_context(model, tokenizer, prompts, system), [""] * len(prompts)
     for batch in token_batches(tokenizer, prompts, batch_size, system, prefill):
         batch = batch.to(model.device)
-        out = fresh_model(**batch.inputs(), use_cache=True, logits_to_keep=1)
+        out = fresh_model(**batch.inputs(), use_cache=True, logits_to_keep=LAST)
         mask, position, said = batch.attention_mask, batch.position_ids[:, -1:], []
         for step in range(tokens):
             said.append(out.logits[:, -1].argmax(-1, keepdim=True))
@@ -110,7 +109,7 @@ class Bench:
                 asked = in_context(model, self.tokenizer, self.harmless)
                 over = self.score.log_odds(asked, self.tokenizer, self.harmless, batch_size=32) > self.score.threshold
                 by_score, kl, perplexity = float(cost.refused.mean()), cost.kl, cost.perplexity
-        refused = np.array([one == "coherent refusal" for one in classes], dtype=float)
+        refused = np.array([one == "coherent refusal" for one in classes])
         low, high = mean_interval(refused)
         row = {
             "attack": attack.name, "dose": attack.dose, "unit": attack.unit, "topics": len(classes),

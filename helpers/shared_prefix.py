@@ -19,13 +19,13 @@ from .prompts import chat_text, check_prompts, tokenize
 PROBES = ("A", "b", "7", "?")
 
 
-def shared_prefix(tokenizer, prompts: Sequence[str]) -> list[int]:
+def shared_prefix(tokenizer, prompts: Sequence[str], system: str | None = None) -> list[int]:
     """The token ids with which these prompts, and any others, begin in their template.
 
     What the prompts happen to share beyond the template (`How do I`) is not counted: a few short ones are put beside
     them. At least one token of each prompt is left over.
     """
-    rows = tokenize(tokenizer, chat_text(tokenizer, [*check_prompts(prompts), *PROBES]))
+    rows = tokenize(tokenizer, chat_text(tokenizer, [*check_prompts(prompts), *PROBES], system))
     shared = list(os.path.commonprefix(rows))  # works on any sequences
     return shared[: min(map(len, rows)) - 1]
 

@@ -10,11 +10,12 @@ import numpy as np
 def mean_interval(values: Sequence[float] | np.ndarray, level: float = 0.95) -> tuple[float, float]:
     """Interval of the mean over topics, [topic]: Wilson's for a share, the percentile bootstrap for all else.
 
-    Of values that are all 0 or 1 (refused or not) the mean is a share, and a bootstrap of ten refusals in ten would
-    say that no other value is possible. Raises ValueError on an empty list. Source: Wilson 1927.
+    Booleans (refused or not) have a share, and a bootstrap of ten refusals in ten would say that no other value is
+    possible. Numbers are never taken for a share, even if all are 0 or 1: they may be differences between pairs.
+    Raises ValueError on an empty list. Source: Wilson 1927.
     """
-    values = np.asarray(values, dtype=float)
-    if len(values) and values.ndim == 1 and np.isin(values, (0, 1)).all():
+    values = np.asarray(values)
+    if len(values) and values.ndim == 1 and values.dtype == bool:
         return wilson_interval(int(values.sum()), len(values), level)
     return bootstrap_interval(values, level=level)
 

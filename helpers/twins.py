@@ -5,8 +5,8 @@ in at the same place on the other. The beginning that all prompts share is read 
 both twins). Blocks can be run one at a time, and from any layer on. Taught in lesson 04.
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ import torch
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from .hooks import edit, record
+from .hooks import edit, forward_as, record
 from .models import body_of, dims_of, final_norm_of, layers_of, unembedding_of
 from .prompts import LAST, chat_text, check_prompts, pad, pad_token_id, tokenize
 from .refusal import refusal_score_of
@@ -22,6 +22,7 @@ from .roles import members
 from .shared_prefix import shared_prefix
 
 SIDES = ("harmful", "harmless")
+KEPT = ("resid_pre", "z", "neurons", "resid_post")  # of a run that is remembered
 
 
 class _FixedLayer(DynamicLayer):
@@ -89,6 +90,7 @@ class Twins:
         self._mask = torch.cat([ahead, batches[0].attention_mask], -1).to(model.device)
         self._positions = (batches[0].position_ids + self.prefix * batches[0].attention_mask).to(model.device)
         self._blocks = self._capture()  # at once: later, hooks may hang on the model
+        self._kept: dict | None = None
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -124,14 +126,56 @@ class Twins:
     @torch.no_grad()
     def odds(self, side: str = "harmful", edits: Iterable = ()) -> np.ndarray:
         """Log-odds of a refusal's first token, [pair]."""
-        return self.odds_of(self.logits(side, edits)).cpu().numpy().astype(float)
+        return self.odds_and_read(side, (), edits)[0]
 
     @torch.no_grad()
     def read(self, side: str, sites: Sequence[str], edits: Iterable = ()) -> dict[str, list[torch.Tensor]]:
         """Activations at these sites, a list over layers of [pair, position, width]; {site: list}."""
-        with record(self.model, sites) as seen:
-            self.logits(side, edits)
-        return {site: [seen[site][layer] for layer in range(len(layers_of(self.model)))] for site in sites}
+        return self._run(side, sites, edits)[1]
+
+    @torch.no_grad()
+    def odds_and_read(self, side: str, sites: Sequence[str], edits: Iterable = ()):
+        """`odds` and `read`, from one run."""
+        logits, seen = self._run(side, sites, edits)
+        return self.odds_of(logits).cpu().numpy().astype(float), seen
+
+    @contextmanager
+    def remembering(self) -> Iterator[None]:
+        """While inside, the untouched run of a side is made once and kept, and an edited one begins at its lowest edit.
+
+        For work that asks the same model again and again: its weights must not change meanwhile, nor may hooks of others
+        come or go. Takes some 10 MB a pair for a model like ours.
+        """
+        self._kept = {}
+        try:
+            yield
+        finally:
+            self._kept = None
+
+    def _run(
+        self, side: str, sites: Sequence[str], edits: Iterable
+    ) -> tuple[torch.Tensor, dict[str, list[torch.Tensor]]]:
+        """Logits of the answer's first token, and activations at these sites, of a run under edits."""
+        edits, layers = list(edits), range(len(layers_of(self.model)))
+        if self._kept is None or not set(sites) <= set(KEPT):
+            with self._noting(sites, layers) as seen:
+                logits = self.logits(side, edits)
+            return logits, {site: [seen[site][layer] for layer in layers] for site in sites}
+        if side not in self._kept:
+            with self._noting(KEPT, layers) as seen:
+                logits = self.logits(side)
+            self._kept[side] = logits, {site: [seen[site][layer] for layer in layers] for site in KEPT}
+        logits, known = self._kept[side]
+        if not edits:
+            return logits, {site: known[site] for site in sites}
+        lowest = min(layer for _, layer, _ in edits)
+        with self._noting(sites, layers[lowest:]) as seen, edit(self.model, edits):
+            logits = self.resume(lowest, known["resid_pre"][lowest])
+        return logits, {site: known[site][:lowest] + [seen[site][layer] for layer in layers[lowest:]] for site in sites}
+
+    def _noting(self, sites: Sequence[str], layers: Iterable[int]):
+        """`record`, also of nothing."""
+        return record(self.model, sites, layers) if sites else nullcontext({})
 
     # --- blocks, one at a time ---------------------------------------------------------------------------------
 
@@ -160,13 +204,25 @@ class Twins:
 
     @torch.no_grad()
     def _capture(self) -> list[tuple[tuple, dict]]:
+        """What the model hands to each block beside the stream. Only the first block is run, to see in what form a block
+        answers; the others hand on what they are given."""
         seen: list[tuple[tuple, dict]] = []
-        with ExitStack() as stack:
-            for layer in layers_of(self.model):
-                hook = layer.register_forward_pre_hook(
-                    lambda _, args, kwargs: seen.append((args[1:], kwargs)), with_kwargs=True
-                )
-                stack.callback(hook.remove)
+        form: list = []
+
+        def first(forward):
+            def run(x, *args, **kwargs):
+                seen.append((args, kwargs))
+                form.append(forward(x, *args, **kwargs))
+                return form[0]
+
+            return run
+
+        def other(x, *args, **kwargs):
+            seen.append((args, kwargs))
+            return (x, *form[0][1:]) if isinstance(form[0], tuple) else x
+
+        blocks = layers_of(self.model)
+        with forward_as((block, other if at else first(block.forward)) for at, block in enumerate(blocks)):
             self.logits()
         return seen
 

@@ -85,6 +85,8 @@ print(f"refused: {refused(answers['tuned', 'harmful']).mean():.0%} of the harmfu
       f"{refused(answers['tuned', 'harmless twins']).mean():.0%} of their harmless twins")  # fmt: skip
 
 # %% [markdown]
+# The second figure is not what one would wish: keep it in mind, section 5 comes back to it.
+#
 # For a closer look we take a pair that the model tells apart, and whose members have equally many tokens. It stays with us for
 # the rest of the lesson.
 
@@ -232,14 +234,15 @@ show(
     alt="Diagram of one transformer block. The residual stream runs from left to right. Attention reads it and adds its output, "
     "then the MLP does the same. Marked are the places that a hook can read: resid_pre, z, attn_out, neurons, mlp_out, "
     "resid_post.",
-    caption="One block. Orange: the six places (sites) that this course reads and changes.",
+    caption="One block. Orange: the six places (sites) that this course reads and changes. Attention and MLP read the stream through a norm (RMSNorm), which is left out here.",
 )
 
 # %% [markdown]
 # * The **residual stream** is one vector of `d_model` numbers for each token, running through the whole model. Nothing is ever
 #   replaced in it: each part reads it and *adds* something (Elhage et al. 2021).
 # * **Attention heads** carry information from earlier tokens to later ones. Side by side, their outputs are called `z`.
-# * **MLP neurons** are the channels in the widest place of the MLP: the *input of the down projection*, `d_mlp` of them. Each
+# * **MLP neurons**: an MLP makes each vector wider (gate and up projection, multiplied) and then narrow again (down projection). Its
+#   neurons are the channels in the widest place: the *input of the down projection*, `d_mlp` of them. Each
 #   one that is active adds its own fixed vector to the stream (Geva et al. 2021). When we say *neuron*, we mean these, never a
 #   dimension of the residual stream.
 #
@@ -267,8 +270,8 @@ for site, by_layer in seen.items():
 # * `down_projection_of(layers_of(model)[layer])` is the module; its *input* holds the neurons.
 # * `module.register_forward_pre_hook(f)` calls `f(module, inputs)` before the module runs; `inputs` is a tuple. It returns a
 #   handle with a method `remove()`.
-# * `batch.inputs()` is what the model takes; `batch.last` is the index of each row's last real token, `[batch]`. Rows may be
-#   padded at either side.
+# * `batch.inputs()` is what the model takes; `batch.last` is the index of each row's last real token, `[batch]`. A batch is a
+#   rectangle, so shorter prompts are filled up with padding tokens that mean nothing; they may stand at either side.
 
 
 # %% exercise="00.2"
@@ -334,7 +337,8 @@ show(
 # for one domain each, so that on average over all requests they look feeble.
 #
 # **Being active is not the same as being the cause.** To learn the cause one has to reach in and change something. Below,
-# `edit` sets some neurons to zero while the box answers.
+# `edit` sets some neurons to zero while the box answers: `edit(model, [(site, layer, function), ...])` puts `function(activation)` in the
+# place of what passes that site, for as long as the `with` block runs.
 
 
 # %%
@@ -415,7 +419,8 @@ show(
 # first 2 to 5 tokens with which this model begins its refusals, sum their probabilities to $p$, and take
 # $\log \frac{p}{1-p}$. That is fast and graded: +2 is a firm no, −6 a firm yes.
 #
-# The course finds the openings from the model's own answers on validation prompts. These are ours:
+# The course finds the openings from the model's own answers on validation prompts. On the same prompts it sets the threshold: the value
+# that agrees best with what the answers say. It need not be 0. These are ours:
 
 # %%
 from helpers.refusal import RefusalScore, refusal_score_of
@@ -540,8 +545,8 @@ show(
 )
 
 # %% [markdown]
-# The single token fails on both sides: it misses refusals that begin otherwise (`Sorry, …`, `No, …`), and it takes a diary line
-# for a refusal. Wherever filled and hollow marks mix in the right panel, the tree is wrong as well: count them, no measure is
+# The single token fails on both sides: it misses refusals that begin otherwise (`That is …`, `Sorry, …`), and it takes a diary line
+# for a refusal. A hollow mark above the dotted line, or a filled one below it, is a mistake of the tree: count them, no measure is
 # perfect. That is why answers and score stand side by side in this course.
 #
 # ### Fooled, 3: a refusal that comes late
@@ -592,7 +597,7 @@ kinds, samples = {}, {}
 for name, cut in cuts.items():
     with edit(model, cut):
         kinds[name] = three_kinds(generate(model, tokenizer, requests["harmful"][:few], max_new_tokens=16))
-        samples[name] = generate(model, tokenizer, [pair.harmless, "What is the capital of France?"], max_new_tokens=8)
+        samples[name] = generate(model, tokenizer, [pair.harmless, "What is the opposite of hot?"], max_new_tokens=8)
 series = dict(zip(("refusal", "answer", "broken"), zip(*kinds.values(), strict=True), strict=True))
 show(
     bars(list(cuts), series, ylabel="answers to harmful requests", ylim=(0, 1.08)),
@@ -601,12 +606,12 @@ show(
     caption="What comes back when one of the first MLPs adds nothing.",
 )  # fmt: skip
 for name, said in samples.items():
-    print(f"{name:14} a harmless request: {first_words(said[0])!r:60} the capital of France: {first_words(said[1])!r}")
+    print(f"{name:14} a harmless request: {first_words(said[0])!r:60} the opposite of hot: {first_words(said[1])!r}")
 
 # %% [markdown]
 # A keyword list would report a triumph twice: fewer refusals, safety circuit found. Now read what comes back for the *harmless*
 # questions. One of the two cuts leaves no words at all. The other leaves fluent sentences, which even a test for `broken` takes for
-# answers; but does it still know the capital of France? A model that cannot answer does not refuse either. Only measuring what a
+# answers; but does it still know the opposite of hot? A model that cannot answer does not refuse either. Only measuring what a
 # cut does to *harmless* text settles it. **Every claim about refusal in this course comes with its cost elsewhere.**
 #
 # ## 5 · Before and after
@@ -641,13 +646,13 @@ show(
 
 # %% [markdown]
 # Read the whole figure, not its first pair of bars. A model that refuses everything would win the first group; only the other three
-# show whether it can tell harm from its look-alikes. Refusing a borderline request is **over-refusal**, and every safety-tuned
+# show whether it can tell harm from its look-alikes. Refusing a harmless twin or a borderline request is **over-refusal**, and every safety-tuned
 # model has some of it. And look at the whiskers: with so few prompts, a difference of ten points can be chance.
 
 # %% [markdown]
 # ## 6 · The logit lens
 #
-# At the end of the model, the residual stream is normalised and multiplied by the unembedding: that gives the logits. But the
+# At the end of the model, the residual stream is normalised and multiplied by the **unembedding**, the matrix with one row for each token of the vocabulary: that gives the logits, one score a token. But the
 # stream has the same width after *every* layer. So nothing keeps us from doing this early, and asking each layer: if you had to
 # speak now, what would you say? That is the **logit lens** (nostalgebraist 2020).
 #

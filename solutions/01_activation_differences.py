@@ -140,8 +140,9 @@ for unsafe, safe in list(zip(prompts["unsafe"], prompts["safe"], strict=True))[:
 #
 # ## 2 · The loud ones
 #
-# Now with clean prompts. For each neuron: its mean on unsafe less its mean on safe requests, the largest first. The last two columns
-# are a bootstrap interval over pairs. `direction` says on which side the neuron is the more active. The truth knows two sorts of neurons in the
+# Now with clean prompts. For each neuron: its mean on unsafe less its mean on safe requests, the largest first. `low` and `high`
+# are the ends of its 95% bootstrap interval over pairs. `direction` says on which side the value is the higher one (a negative value further from
+# zero is a lower one). The truth knows two sorts of neurons in the
 # circuit: those that **evaluate**, and those that **speak**, which turn the decision into the first word of the answer. And the figure to read is the
 # **recall at k**: which share of the k true ones is among the first k of the list.
 
@@ -219,7 +220,8 @@ print("by effect size:", told(effects.abs()))
 #
 # Neurons write into the residual stream. So look there: take the same two groups of prompts, and subtract the means of the
 # *stream*. That gives one candidate direction for each layer and each position of the template (Arditi et al. 2024). On the box we
-# can say how close each comes to the true refusal direction.
+# know the true refusal direction: the axis on which the evaluation neurons write a part of the "no", the deciding head the rest, and which the
+# speaking neurons read. So we can say how close each candidate comes.
 
 # %%
 from helpers.directions import mean_differences, reading_vector, unit
@@ -242,8 +244,8 @@ show(
 )  # fmt: skip
 
 # %% [markdown]
-# Before anything has been decided there is no direction to be found, and after the decision the difference holds more and more of other
-# things, such as the words of the answer. Somewhere in between it is clean. But where, when you do not know the truth? (Look at the other places
+# Before anything has been *evaluated* (layers 1 and 2) there is no direction to be found; from there on it grows until the decision is taken;
+# and after that the difference holds more and more of other things, such as the words of the answer. Somewhere in between it is clean. But where, when you do not know the truth? (Look at the other places
 # too: with the truth at hand, the last token is not always the best. We stay with it, because there the answer begins; the papers try all.)
 #
 # ### Another way, and a trap in it
@@ -312,9 +314,9 @@ show(
 #
 # {{exercise 01.4}}
 #
-# Write their rule. `table` has the columns `layer`, `position`, `bypass`, `induce`, `kl`. Keep candidates with a KL of at most 0.1 and
-# `induce` above 0 in the first 80% of the `n_layers` layers (further up, a direction is hardly more than the words of the answer).
-# Return the **label** (from `table.index`) of the one with the lowest bypass.
+# Write their rule. `table` has the columns `layer`, `position`, `bypass`, `induce`, `kl`. Three conditions: a KL of at most 0.1;
+# `induce` above 0; and a layer among the first 80% of the `n_layers` (in the later ones a direction is hardly more than the words of the answer).
+# Of the candidates that meet all three, return the **label** (from `table.index`) of the one with the lowest bypass.
 
 
 # %% exercise="01.4"
@@ -357,7 +359,7 @@ print(f"cosine with the truth: {score({'direction': direction}, truth)['directio
 # %% [markdown]
 # The rule has never seen the truth. It only tried what each candidate does. Look what it had to go by: where several candidates take refusal
 # all the way down, `bypass` hardly tells them apart, and the choice among them is good enough rather than the best. It is `induce` that
-# throws out candidates whose ablation stops refusals, and which cannot bring them about: what the decision *needs*, further up the stream, is not yet
+# throws out candidates whose ablation stops refusals, and which cannot bring them about: what the decision *needs*, in the layers before it, is not yet
 # the decision.
 #
 # ## 4 · Who is heard?
@@ -584,8 +586,9 @@ show(
 # ### First story: the direction that removed refusal
 #
 # In the trial run for this course, with an earlier adapter (so its figures are not yours), somebody ablated the direction of layer 13 and refusal fell
-# from 85% to 5%. They were delighted. So: every second layer's difference of means, ablated at every write. Beside refusal and KL stands the
-# **perplexity** of ordinary prose, the inverse of the probability that the model gives to a right next token, on (geometric) average: the lower, the better it still reads. For each, refusal, KL and perplexity. As in the paper, the harmful
+# from 85% to 5%. They were delighted. So we take every second layer's difference of means, and ablate it at every *write*: in the
+# embedding, and in what each attention and each MLP adds. For each we measure refusal, KL, and the **perplexity** of ordinary prose: one over the
+# probability that the model gives to the right next token, averaged (geometrically) over the tokens. The lower, the better it still reads. As in the paper, the harmful
 # validation prompts are ones that the model does refuse, and the harmless ones are plain everyday requests.
 
 # %%
@@ -735,8 +738,8 @@ print(
 upper_candidates[["layer", "start", "bypass", "induce", "kl", "perplexity"]].round(2)
 
 # %% [markdown]
-# **The control**: twenty directions drawn from how harmless prompts vary at that very layer. They carry as much of the *harmless* activity as
-# a direction there carries by chance. They are tried on *test* prompts, which had no part in choosing the direction. Two limits: four prompts a group are few; and in
+# **The control**: twenty random directions. They are not drawn evenly, since most of those would point where nothing ever happens: each is a
+# random mixture of the ways in which harmless prompts really differ at that layer. They are tried on *test* prompts, which had no part in choosing the direction. Two limits: four prompts a group are few; and in
 # the answers, below, there is only one random direction.
 
 # %%
@@ -788,8 +791,8 @@ from helpers.statistics import mean_interval
 
 
 def refused(said):
-    """Which answers refuse, by their words: [answer], 0 or 1."""
-    return np.array([is_refusal(answer) for answer in said], dtype=float)
+    """Which answers refuse, by their words: [answer]."""
+    return np.array([is_refusal(answer) for answer in said])
 
 
 by_words = {"intact": refused(generate(model, tokenizer, asked, max_new_tokens=12))}
@@ -1002,10 +1005,10 @@ reveal("01.p2", of_fifty.refused.mean())
 #
 # Two more suspects' lists, both from the literature.
 #
-# **Base against tuned** (SafetyNeuron, Chen et al. 2024). What did safety training *change*? Let the tuned model answer, let both
+# **Base against tuned**, called *contrast* below (SafetyNeuron, Chen et al. 2024). What did safety training *change*? Let the tuned model answer, let both
 # models read its answers, and take the root mean square of each neuron's change over the answer's tokens.
 #
-# **Minus utility** (Wei et al. 2024). Whatever harmless prompts need should not be on a list of *safety* neurons: drop every neuron that
+# **Minus utility**, called *write − utility* below (Wei et al. 2024). Whatever harmless prompts need should not be on a list of *safety* neurons: drop every neuron that
 # is among the top 10% for harmless prompts (mean activity × length of its column).
 
 # %%
@@ -1107,8 +1110,8 @@ axes[1].tick_params(axis="y", which="minor", labelsize=9)
 axes[1].legend(*axes[0].get_legend_handles_labels(), loc="upper left", fontsize=9)
 show(
     fig,
-    alt=f"Two panels over the number of ablated neurons. Refusal log-odds at {SIZES[-1]:,}: "
-    + ", ".join(f"{name} {costs[name, SIZES[-1]].odds.mean():.1f}" for name in real_scores)
+    alt=f"Two panels over the number of ablated neurons. Refusal log-odds over the threshold at {SIZES[-1]:,}: "
+    + ", ".join(f"{name} {above(costs[name, SIZES[-1]].odds):.1f}" for name in real_scores)
     + f"; random {band[SIZES[-1]].min():.1f} to {band[SIZES[-1]].max():.1f}. Perplexity there: "
     + ", ".join(f"{name} {costs[name, SIZES[-1]].perplexity:.0f}" for name in real_scores) + ".",
     caption=f"{len(test_meter.harmful)} test prompts a group; random draws: " + ", ".join(f"{len(values)} of {k:,}" for k, values in band.items()) + ". Dotted: intact. Mean activity of the loudest and of their "
@@ -1179,7 +1182,7 @@ by_set = {
     )
     for name, several_sets in tqdm(transplants.items(), desc="transplants")
 }  # [set, prompt]
-given = {name: rows.mean(0) for name, rows in by_set.items()}
+given = {name: rows.mean(0) if len(rows) > 1 else rows[0] for name, rows in by_set.items()}
 limits = tuple(zip(*(mean_interval(row) for row in given.values()), strict=True))
 show(
     bars(list(given), [row.mean() for row in given.values()], intervals=limits, ylabel="base model: harmful refused", ylim=(0, 1.12)),

@@ -116,7 +116,8 @@ assert before > 0.9 and max(carried) < 0.1
 #
 # Below, each cell is one exchange, averaged over 32 pairs. Left, something harmless is put into a harmful run, and the cell says how
 # much of the refusal **goes**. Right, something harmful is put into a harmless run, and the cell says how much **comes**. 1 means: as
-# much as if the whole prompt had been exchanged. A dot marks cells whose 95% interval over pairs lies above 0.02.
+# much as if the whole prompt had been exchanged. A dot marks cells whose 95% interval over pairs lies above 0.02. A minus marks cells that go the
+# other way by more than a tenth of the scale.
 
 # %%
 from helpers.trace_plots import COMPONENTS, TITLES, corner, grid_of, lines_by_layer, two_maps
@@ -163,12 +164,12 @@ for component, name in (("resid_pre", "residual stream before each layer"), ("at
 # 1 and 2 evaluate there, attention 3 decides, MLPs 4 and 5 speak. That is the truth of this box (`truth.edges` has every step).
 #
 # But compare left with right before you go on. The residual stream looks the same in both. **The components do not.** Section 3
-# is about why.
+# is about why. (In the tables *benign* means harmless: `benign_into_harmful` is the left map, `harmful_into_benign` the right one.)
 #
 # ## 2 · How much is much?
 #
 # The colleague counts *answers*: a request is refused or it is not, so an exchange counts if it turns the answer. To see what that
-# does, exchange one, two, three ... of the six production neurons.
+# does, exchange one, two, three ... of the six production neurons (the ones that *speak*).
 
 # %%
 speaking = list(truth.production_neurons)
@@ -238,7 +239,7 @@ reveal("02.p1", enough_there)
 assert needed_there > 0.9 and abs(enough_there) < 0.1
 
 # %% [markdown]
-# Without its decision head the box does not refuse: it is **needed**. Give a harmless run the harmful decision, and nothing happens: it is
+# Without its decision head the box does not refuse: it is **needed**. Give a harmless run the harmful decision, and it still answers: it is
 # not **enough**. It has a partner, the evaluation neurons' own writes, and the box refuses only if both come together (an AND).
 # A table with one direction only would have called the same head everything or nothing.
 #
@@ -397,7 +398,8 @@ assert set(members) <= main_and_backup and set(double_truth.decision_components)
 assert np.diag(joint).max() < 0.1
 
 # %% [markdown]
-# Every pair costs a patch, and there may be backups of backups. But mark the rule: *no effect* in one direction is no proof of *no part*.
+# Each of these pairs cuts the main path at one place and the backup at another, so that nothing is left. A half means what it meant in section 3: such a
+# head reads verbs, or objects, and half of the pairs do not vary that. Every pair costs a patch, and there may be backups of backups. But mark the rule: *no effect* in one direction is no proof of *no part*.
 #
 # How do the rankings do on all four kinds?
 
@@ -423,8 +425,8 @@ on_boxes.pivot(index=["stage", "ranked by"], columns="box", values="recall at k"
 # %% [markdown]
 # k is the number of true ones, among 48 heads or 1,536 neurons. Where the two directions disagree, the box has a backup or a partner. The head that is
 # never found is the reader of permit words, for the reason you have seen. And single neurons are a hard test: where dozens share the work each does next to
-# nothing, and where a backup stands by, one of them does nothing at all. (A neuron that ranks above the evaluation neurons need not be wrong: the production
-# neurons are in the circuit too, and speak for every kind of harm.)
+# nothing, and where a backup stands by, one of them does nothing at all. (A 0.00 need not be a failure. In `concentrated`, ranked by *needed* the evaluation
+# neurons fill the first places and leave none for the production neurons; ranked by *enough* it is the other way round. Both are in the circuit.)
 #
 # ## 5 · The real model
 #
@@ -554,7 +556,7 @@ top, bottom = (grid_of(stream_table, DIRECTIONS[1], "share_of_gap").iloc[i] for 
 assert bottom["differing words"] > 0.9 > 0.1 > abs(bottom[-1]) and top[-1] > 0.7
 
 # %% [markdown]
-# The first row must show everything at the differing words, and the top row nearly everything at the last token: there is nowhere else to come from,
+# The bottom row must show everything at the differing words, and the top row nearly everything at the last token: there is nowhere else to come from,
 # and nowhere else to go. What is *found* is the way between: how high the news climbs before it moves, and where it rests on the way.
 #
 # ### Who carries it?
@@ -577,7 +579,9 @@ for component, name in (("attn_out", "attention"), ("mlp_out", "MLP")):
 # exchange it is close to exchanging the words. If it carries nearly everything, that says nothing about refusal. **A large effect is not yet a
 # discovery.**
 #
-# At the last token, with intervals:
+# The darkest cell of the attention maps lies at the *words after*: there the news leaves the word that differs and moves to its neighbours, halfway
+# up. You can look at it pair by pair with the sliders above. From here on we follow the last token only, where the answer begins: with intervals, and
+# in every layer.
 
 # %%
 at_last = last_table[last_table.position == -1].sort_values(["direction", "component", "layer"], ignore_index=True)
@@ -623,7 +627,7 @@ again[columns].round(2)
 #
 # ### Needed or enough?
 #
-# In the picture both words only mean: over a tenth of the gap.
+# In the line printed below the picture, *needed* and *enough* only mean: over a tenth of the gap.
 
 # %%
 wide = at_last.pivot_table(index=["layer", "component"], columns="direction", values="share_of_gap")[list(DIRECTIONS)]
@@ -633,7 +637,7 @@ for component, name in (("attn_out", "attention"), ("mlp_out", "MLP")):
     one = wide.xs(component, level="component")
     part = limits.xs(component, level="component")
     points[name] = one[DIRECTIONS[0]].tolist(), one[DIRECTIONS[1]].tolist()
-    names[name] = [str(layer) if max(row) > 0.12 else "" for layer, row in zip(one.index, one.to_numpy(), strict=True)]
+    names[name] = [str(layer) if max(row) > 0.18 else "" for layer, row in zip(one.index, one.to_numpy(), strict=True)]
     intervals[name] = np.array([part[bound, d] for d in DIRECTIONS for bound in ("share_low", "share_high")])
 show(
     corner(points, names=names, value="share of the gap", bars=intervals),
@@ -649,8 +653,8 @@ print(
 # %% [markdown]
 # ### Heads
 #
-# Which heads bring the news? They are **ranked on the method topics**, and reported on the test topics: of 270 heads some will look good by luck (of intervals above 0, chance
-# alone gives one in forty at best, and with ten pairs more).
+# Which heads bring the news? They are **ranked on the method topics**, and reported on the test topics: of 270 heads some will look good by luck (even with
+# perfect 95% intervals, one head in forty would lie above 0 by chance alone; with only ten pairs it is more than that).
 
 # %%
 method = equal_length(tokenizer, load_pairs("method"))[::7][:10]
@@ -788,6 +792,8 @@ broken.round(2)
 # %% [markdown]
 # Noise on everything destroys the template as well, and the question what the model would have said loses its sense: no single place can mend that. (With values of the
 # size that this model's embeddings have, a standard deviation of 3 is also enormous.) *A corruption must break what you study, and nothing else.*
+# Look at the other row as well: noise on the request alone weakens the refusal and need not take it away. What was not lost cannot come back, so the gap to
+# mend is smaller than a twin's.
 #
 # ### Where the two disagree
 #

@@ -85,8 +85,8 @@ folds_of = check("03.1", my_folds)
 #
 # {{exercise 03.2}}
 #
-# `types` names the type of each prompt; `rng` is a NumPy generator. Return a label, 0 or 1, for each prompt: random, and the same for all prompts
-# of a type.
+# `types` names the type of each prompt; `rng` is a NumPy generator. Return a label, 0 or 1, for each prompt: half of the types, drawn at random, get 1, the others 0. (A coin for each type
+# will not do: the box has five frames, and five coins soon fall alike.)
 
 
 # %% exercise="03.2"
@@ -111,7 +111,8 @@ control_of = check("03.2", my_control)
 #
 # {{exercise 03.3}}
 #
-# Return new labels: in each topic, by the toss of a coin, all labels turned round, or none.
+# `labels` are 0 or 1, one for each prompt. Toss a coin for each topic: heads, and all of its labels are turned round (0 to 1, 1 to 0); tails,
+# and they stay. Return a new list.
 
 
 # %% exercise="03.3"
@@ -188,6 +189,10 @@ print("first evaluation neurons, by the truth: layer", min(layer for layer, _ in
 assert abs(table.accuracy[0] - 0.5) < 0.15 and table.accuracy[1] > 0.9
 
 # %% [markdown]
+# First the controls. Before layer 0 nothing can be read, and still the control stands well above a half: five frames cannot be halved, so always saying the
+# commoner label is right about three times in five. That is the control's chance. And from layer 1 on none of the permutations reaches the true accuracy. The
+# true labelling counts as one of them, so p = (0 + 1) / (39 + 1) = 0.025.
+#
 # Harm can be read before a single evaluation neuron has spoken: the detection heads have brought the marked words, and a harmless twin lacks one of
 # them. Counting words is enough for these pairs, and a probe is glad to count. What it reads is not yet the box's decision.
 #
@@ -276,6 +281,10 @@ show(
 )  # fmt: skip
 
 # %% [markdown]
+# Before layer 1 harm reads perfectly, and erasing it costs no more than erasing a random label may: what the probe reads there is a count of words, and the
+# box does not decide by counting. From layer 2 on the line leaves the band: there, what is read is also used. (Before layer 5 some is back, since layer 4
+# has spoken already.)
+#
 # ## 4 · An illusion
 #
 # Before we steer by directions, a warning (Makelov et al. 2023). In the last layer of the box sits a decoy neuron, which reads harm and
@@ -365,7 +374,8 @@ for measure in ("accuracy", "selectivity"):
     show(
         fig,
         alt=f"Lines of {measure} by layer of the real model. " + "; ".join(f"{name}: largest {t[measure].max():.2f} at layer {int(t[measure].idxmax())}" for name, t in tables.items()) + ".",
-        caption=f"{len(method)} pairs, one topic each. Mean of the request before layer 0: {tables['tuned, mean of request'].accuracy[0]:.2f}; words alone "
+        caption="Accuracy less control accuracy. Below 0 the frame is easier to read than harm." if measure == "selectivity" else
+        f"{len(method)} pairs, one topic each. Mean of the request before layer 0: {tables['tuned, mean of request'].accuracy[0]:.2f}; words alone "
         f"{words.accuracy:.2f} ({words.low:.2f} to {words.high:.2f}).",
     )  # fmt: skip
 reveal("03.p2", tuned.accuracy[best])
@@ -513,7 +523,7 @@ for name, text in (("harmful", twin.harmful), ("harmless", twin.harmless)):
 # %% [markdown]
 # ## 7 · Does it travel?
 #
-# From each kind of harm to each other, and to a kind that no fitting has ever seen. Rows: fitted on one kind's method topics. Columns: tested on other *topics*, of
+# From each kind of harm to each other, and to a kind that no fitting has ever seen (`animal_cruelty`, the column without a row). Rows: fitted on one kind's method topics. Columns: tested on other *topics*, of
 # each kind. And then: what does the probe that was fitted on all kinds say of borderline requests, which only sound harmful?
 
 # %%
@@ -538,7 +548,7 @@ show(
 )  # fmt: skip
 whole = ((test_x @ directions[best] + biases[best] > 0) == test_labels.bool()).double().numpy()
 by_topic = whole.reshape(2, -1).mean(0)
-says = (stream[best, n + m :] @ directions[best] + biases[best] > 0).double().numpy()
+says = (stream[best, n + m :] @ directions[best] + biases[best] > 0).numpy()
 for name, row in (
     ("test topics", by_topic),
     ("the unseen kind", by_topic[[p.kind not in kinds for p in tests]]),
@@ -555,6 +565,7 @@ for name, row in (
 #
 # Four directions at one layer: the probe's, the difference of means, the probe's *at the request's last token*, and harm erased by LEACE. The first three are
 # ablated at the writes from four layers below on (lesson 01 showed what cutting further down breaks); erasure works at the one place that the probe reads.
+# (On this model log-odds from about −1.4 up count as a refusal, lesson 00's threshold: at a mean of zero most requests are still refused.)
 
 # %%
 from helpers.directions import ablation_of, covariance_directions, unit
@@ -625,9 +636,10 @@ print(
 )
 
 # %% [markdown]
-# An ablation is evidence only if its log-odds lie below the random band, on the same requests (the line above the table), **and** its KL is small. (These harmless prompts are
+# An ablation is evidence only if its log-odds lie below the random band, on the same requests (the line above the table), **and** its KL is small (lesson 05 will draw the line at 0.5). (These harmless prompts are
 # twins, nearer to the border than lesson 01's plain requests, so do not compare the KL of the two lessons.) LEACE has its own control, in the last line. Mind what it does: it
-# moves *both* classes to their common mean, so harmless requests change as well. And the erasers "before every layer" were each fitted on the intact model; Belrose
+# moves *both* classes to their common mean, so harmless requests change as well, and refusal may even rise. A move out of the band to that
+# side says that the edit did something, not that the model refuses by what was erased. And the erasers "before every layer" were each fitted on the intact model; Belrose
 # et al. fit each on a stream that is already erased below. The probe may well read what the model does not use: its direction is chosen to *separate*, not to act.
 #
 # ### Two tokens, two questions
@@ -664,7 +676,7 @@ limits = tuple(zip(*(mean_interval(row) for row in pushed.values()), strict=True
 show(
     bars(list(pushed), [row.mean() for row in pushed.values()], intervals=limits, ylabel="change of refusal log-odds", fmt="{:+.1f}"),
     alt="Bars of the change of harmless requests' refusal log-odds: " + ", ".join(f"{name} {row.mean():+.1f}" for name, row in pushed.items()) + ".",
-    caption=f"Real model, before layer {middle}, {len(calmly)} harmless test requests; they start at {start.mean():.1f}. Bars: 95% interval.",
+    caption=f"Real model, before layer {middle}, {len(calmly)} harmless test requests; they start at {start.mean():.1f}. Whiskers: 95% interval.",
 )  # fmt: skip
 
 # %% [markdown]
@@ -760,7 +772,7 @@ show(
 )  # fmt: skip
 for a, ours, theirs in ((mild, dose[alphas.index(mild)], chance[1]), (alphas[-1], dose[-1], chance[-1])):
     print(f"α = {a:g}, KL {costs[a].kl:.2f}: from {dose[0]:.1f} to {ours:.1f}, random heads {theirs.min():.1f} to {theirs.max():.1f};",
-          f"the best readers do more than {np.mean(theirs < ours):.0%} of the draws")  # fmt: skip
+          f"the best readers do more than {int(np.sum(theirs < ours))} of {len(theirs)} draws")  # fmt: skip
 
 # %% [markdown]
 # The first line is at the largest dose whose KL is at most 0.1, the second at the largest of all; there, look what it costs. And do not take either for proof: each head is pushed by

@@ -119,7 +119,7 @@ assert difference < 1e-3
 # |---|---|---|
 # | **zero** | 0 | for many neurons 0 is an odd value, which the rest has never met |
 # | **mean** | the harmless mean, place by place | an average prompt is no prompt: values that never occur together |
-# | **resample** | what one harmless prompt, the *donor*, does | real values, but another one for each donor: take several |
+# | **resample** | what one harmless prompt, the *donor*, does | real values, but another one for each donor: take several (lesson 04's donor was the request's own twin; here it is any harmless prompt) |
 #
 # And a single figure is not a result. Beside *harmful requests refused* belong the **three costs** of every edit: harmless and borderline requests
 # refused, knowledge lost, ordinary text damaged. On the boxes, knowledge is easy to test: they can answer simple questions.
@@ -315,7 +315,8 @@ show(
 )
 
 # %% [markdown]
-# The *shape* tells the kinds apart: a cliff, a slope, a plateau with a cliff behind it. A single dose would have told you nothing of it. And mind the
+# The *shape* tells much: a cliff (`concentrated`), a slope (`distributed`), a plateau with a cliff behind it (`redundant`). `entangled` slopes as
+# well; what sets it apart are the costs. A single dose would have told you nothing of it. And mind the
 # band: at the lowest doses some random sets do a good deal. They are drawn from like neurons, so that they hold circuit members that the
 # ranking has not reached yet. A matched control is a strict one.
 #
@@ -543,7 +544,7 @@ show(
 reveal("05.p2", dose_costs[five_percent].refused.mean())
 
 # %% [markdown]
-# Set the shape beside those of the boxes. Which kind does this model resemble, in as much as this ranking can tell? And read the table from left
+# Set the shape beside those of the boxes. Which kind does this model resemble, in as much as this ranking can tell? (Three doses are few: between two of them a cliff and a slope look alike.) And read the table from left
 # to right: a dose that ends refusal at the price of ordinary prose has not isolated anything.
 #
 # In the boxes it made no difference what stood in the place of a neuron. Here it may. The same neurons, the same prompts, three replacements:
@@ -631,8 +632,7 @@ for split in ("method", "test"):
 bar.close()
 
 # %% [markdown]
-# Three counts are a coarse ruler; `helpers.dose.smallest_set` halves the gap until it is exact. What matters more stands behind the comma: whether the model is
-# still itself at that size. And should the *method* prompts, which chose the neurons, not be refused less than the others, that is no pardon for the
+# Three counts are a coarse ruler; `helpers.dose.smallest_set` halves the gap until it is exact. What matters more are the KL and the perplexity printed there: is the model still itself at that size? And should the *method* prompts, which chose the neurons, not be refused less than the others, that is no pardon for the
 # colleague: a handful of prompts of other topics differs by more than that, and nobody knows beforehand which way.
 #
 # ### And position 0?
@@ -692,12 +692,12 @@ show(
 heads.head(4).round(2)
 
 # %% [markdown]
-# A large move is not yet a loss of refusal; that stands in the last column. And one head that stands out may be the only one, or the only one *whose loss nobody
+# A large move is not yet a loss of refusal; that stands in the last column. Compare the two KL columns as well: what moves harmless prompts as far is needed by everything. And one head that stands out may be the only one, or the only one *whose loss nobody
 # makes up for*.
 #
 # ## 7 · Three costs in one plane
 #
-# Time to lay everything side by side. Each edit needs its own control, twenty random twins: as many other heads of the same layers, other directions, matched neurons. (Two have
+# Time to lay everything side by side. Each edit needs its own control, twenty *random twins* (no prompts this time, but edits of the same kind and size, drawn at random): as many other heads of the same layers, other directions, matched neurons. (Two have
 # less: five twins for the direction that is cut everywhere, and none for the sink's neurons, which have no equals. An edit without a twin cannot count as an effect.)
 
 # %%
@@ -783,7 +783,8 @@ print(
 )
 
 # %% [markdown]
-# The lower left corner is where a discovery lies. (`as_low` is measured on few requests, and perplexity on two paragraphs of 24 tokens: there doubling means something, ten per cent does not.) The lines between the verdicts are ours, and a reader may draw others: that is why all the figures are in the table.
+# A discovery lies low and to the left in the first panel, low and to the right in the second. (A cross outside of the hatched part is
+# broken by its perplexity, which the picture does not show.) (`as_low` is measured on few requests, and perplexity on two paragraphs of 24 tokens: there doubling means something, ten per cent does not.) The lines between the verdicts are ours, and a reader may draw others: that is why all the figures are in the table.
 #
 # ## 8 · Not refusing is not helping
 #

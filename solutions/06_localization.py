@@ -285,7 +285,7 @@ for name, one in tqdm(studies.items(), desc="counts"):
         "holds" if fine and count <= 0.01 * one.size else "holds in part" if fine and count <= 0.1 * one.size else "does not hold",
         fmt="{:,.0f}",
     )  # fmt: skip
-findings.table()
+findings.table().style.set_uuid("few").set_properties(**{"text-align": "left", "white-space": "normal"})
 
 # %%
 fig, ax = figure(size=(8.4, 4.2))
@@ -300,14 +300,14 @@ ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
 at_50 = few[REAL].refused.mean(1)[0]
 show(
     fig,
-    alt="Lines of the refused share by share of neurons out, one line a model. Smallest counts: " + "; ".join(f"{name} {f.count:,.0f}" for name, f in few.items()) + ".",
+    alt="Lines of the refused share by share of neurons out, one line a model. Smallest counts: " + "; ".join(f"{name} " + (f"{f.count:,.0f}" if f.count < np.inf else "none of those tried") for name, f in few.items()) + ".",
     caption="Validation topics; dotted: 10%. "
     + "; ".join(f"{name}: {few[name].count:,.0f} of {one.size:,}" if few[name].count < np.inf else f"{name}: none of these" for name, one in studies.items()) + ".",
 )  # fmt: skip
 assert few["concentrated"].count < few["distributed"].count
 
 # %% [markdown]
-# Three remarks. The boxes differ widely, though all of them refuse in the same way. Where no count was enough the figure is a *bound*, not a number. And it is a bound **for this ranking**: another one might find fewer neurons.
+# Some remarks. The boxes differ widely, though all of them refuse in the same way. Where no count was enough the figure is a *bound*, not a number, and the control column shows the largest count but one. An interval such as 64 to 64 is no sign of precision: all topics turn between two marks of the ruler. And it is a bound **for this ranking**: another one might find fewer neurons.
 # Chen et al. (2024) needed about 5% of the neurons of their models to carry most of safety over; that is thousands.
 #
 # ### Turn it
@@ -374,7 +374,7 @@ show(
 reveal("06.p1", fifty.refused.mean())
 
 # %% [markdown]
-# Which model pays with what? In one of them knowledge goes with refusal: you know its kind. And of the real one mind the caption: knowledge is only one thing that may break.
+# Which model pays with what? In one of them knowledge goes with refusal: you know its kind. The rule above did not see it, for it asks about KL and perplexity and not about facts: take the *holds in part* of `entangled` with that in mind. And of the real one mind the caption: knowledge is only one thing that may break.
 #
 # ## 3 · Easily read?
 #
@@ -454,8 +454,8 @@ show(
 )  # fmt: skip
 
 # %% [markdown]
-# So harm can be read. But look at what the untuned model gives: *that* much was there before anybody taught refusal, and the model that lets it be read answers everything. (How much it is
-# depends on the pairs that a probe may learn from: with four times as many, lesson 03 read the untuned model better. A gap between two probes is partly a gap in what each needs to learn.)
+# So harm can be read. How much of it was there before anybody taught refusal? From as few pairs as here a probe learns little in the untuned model.
+# From four times as many, lesson 03 read most of it there, in a model that answers nearly everything. So a gap between two probes is partly a gap in what each needs to learn.
 # "Linearly separable" says that the **input** to a decision is at hand. It does not say that the decision is local.
 #
 # ## 4 · A compact circuit?
@@ -508,7 +508,7 @@ print(f"what ran on the harmful request: {share_of(weights, searched, kept):.0%}
 # Now the whole model is searched: every head and every neuron. Two sizes are measured. **Enough**: the strongest parts run, *all* others do what they do on the harmless twin. **Needed**: only the strongest
 # parts are cut. Both are shares of the gap between the intact model and one in which everything is cut.
 #
-# **The rule.** *Holds*: parts with at most 5% of the model's weights are enough for 90% of the refusal, and no random set of the same size is. *Holds in part*: they are not, but without so few parts 90% are gone. Else it *does not hold*.
+# **The rule.** *Holds*: parts with at most 5% of the model's weights are enough for 90% of the refusal, and no random set of the same size is. *Holds in part*: so few are not enough, but to *cut* so few takes 90% of the refusal away. Else it *does not hold*.
 
 # %%
 from helpers.faithfulness import Ablator
@@ -654,8 +654,8 @@ held_all = [m for m in MODELS if (table.verdict.xs(m, level="model") == "holds")
 print("\nall four hold in:", ", ".join(held_all) or "none of them")
 
 # %% [markdown]
-# Read it by columns first: is there a model in which all four hold? Then by rows: which finding holds nearly everywhere, and would you call *that* one a sign of localisation? And then look at `entangled` and
-# `redundant`, in which single neurons taught another lesson in 05. There are two ways to build a model that survives the loss of neurons, and neither of them knows of directions.
+# Read it by columns first: is there a model in which all four hold? Then by rows: which findings hold in every model, also in `distributed`, where nothing sits in one place? Would you call them signs of localisation? And then look at `entangled` and
+# `redundant`. In lesson 05 the one lost its knowledge together with its neurons, and the other outlived the loss of its first path. Cut the *direction* instead, and both fall like the rest, at no such price.
 #
 # So far the case for the prosecution. The rest of the lesson hears the other side.
 #
@@ -664,7 +664,7 @@ print("\nall four hold in:", ", ".join(held_all) or "none of them")
 # Hase et al. (2023) asked it of facts: they traced where a fact sits, edited each layer, and found that the one tells next to nothing about the other. The same for refusal: for every layer, how much refusal is lost **without
 # its MLP**, and how much **a small training edit of that MLP** removes (three steps, towards answering the harmful request as its twin is answered; nothing harmful is learnt).
 #
-# A colleague has the answer already: a correlation of 0.5, by zero ablation. It is Pearson's, and **one layer makes it**.
+# A colleague has the answer already: a positive correlation, by zero ablation. It is Pearson's, and **one layer makes it**.
 #
 # {{exercise 06.4}}
 #
@@ -758,8 +758,8 @@ show(
 reveal("06.p2", row["rank correlation"])
 
 # %% [markdown]
-# Had the place told where to edit, both clouds would rise to the right. In the box we know the heads that *matter*; the question was whether they are the heads that can be *taught*. On the real model
-# fifteen layers and ten pairs give a wide interval: a strong agreement would have shown in it, a weak correlation of either sign would not. Where the cloud falls, look at which layers can be taught best, and what an edit of a late layer can
+# Had the place told where to edit, both clouds would rise to the right. In the box we know the heads that *matter*; the question was whether they are the heads that can be *taught*. There look at the picture, not at the correlation: nearly all other heads cost next to nothing, so it is mostly about the order of zeros. On the real model
+# fifteen layers and ten pairs give a wide interval: a strong agreement would have shown in it, a weak correlation of either sign would not. Look which layers can be taught best, and what an edit of a late layer can
 # still reach. And compare the column *Pearson* with the rank correlations: where they differ, a few layers make the difference.
 #
 # ### Random places
@@ -832,7 +832,7 @@ print(f"true circuit of the box at the smallest rate: {box_random[RATES[0]]['cir
 #
 # ## 7 · One direction?
 #
-# Section 5 cut one direction. Wollschläger et al. (2025) find several, independent of each other, and whole cones between them. A colleague confirms it at once: **a second direction, as good as the first**.
+# Section 5 cut one direction. Wollschläger et al. (2025) find several, independent of each other, and whole cones between them (a cone: every mixture of its directions carries refusal too). A colleague confirms it at once: **a second direction, as good as the first**.
 #
 # {{exercise 06.5}}
 #
@@ -872,21 +872,28 @@ second = second_of(stream, direction)
 few_meter = fresh(CostMeter(model, tokenizer, asked[::2], plain[:6]))
 cuts = {"none": [], "first": [direction], "second": [second], "both": [direction, second]}
 cut_costs = {name: few_meter.measure(without_directions(model, cut, first)) for name, cut in cuts.items()}
-box_twins = {"first": [], "second": [], "both": []}
+random_cuts = [few_meter.odds(ablation_of(model, r, first)).mean() for r in tqdm(studies[REAL].luck[:10], desc="random directions")]
+box_twins = {"first": [], "second": [], "both": [], "random, lowest": [], "random, mean": []}
 for kind in KINDS:
     one = studies[kind]
     some = glassbox_prompts("pairs", n=32, split="train")
     d = successive_directions(one.model, one.tokenizer, [p.harmful for p in some], [p.harmless for p in some], 4, 2)
     for name, cut in (("first", d[:1]), ("second", d[1:]), ("both", d)):
         box_twins[name].append(one.meter.odds(without_directions(one.model, cut)).mean())
+    by_luck = [one.meter.odds(ablation_of(one.model, r)).mean() for r in one.luck]
+    box_twins["random, lowest"].append(min(by_luck))
+    box_twins["random, mean"].append(np.mean(by_luck))
 rows = {name: {REAL: cost.odds.mean(), "KL, real": cost.kl} for name, cost in cut_costs.items()}
+rows |= {"random, lowest": {REAL: min(random_cuts)}, "random, mean": {REAL: np.mean(random_cuts)}}
 for name, row in box_twins.items():
     rows[name] |= dict(zip(KINDS, row, strict=True))
 rows["none"] |= {kind: studies[kind].intact.odds.mean() for kind in KINDS}
 pd.DataFrame(rows).T[[*MODELS, "KL, real"]].rename_axis("cut").round(2)
 
 # %% [markdown]
-# The table gives mean refusal log-odds. Does the second one do anything by itself? Does it add to the first? And then the question of the cone: what lies *between* the two? If refusal lay along one axis alone, a direction tilted by an angle would lose its grip
+# The table gives mean refusal log-odds. Does the second one do anything by itself? Compare it with the last two rows before you answer: random
+# directions, cut in the same way (20 in a box, 10 in the real model). The boxes are narrow, and there any direction takes something. Ask for this control
+# wherever you read of a second direction. Does it add to the first? And then the question of the cone: what lies *between* the two? If refusal lay along one axis alone, a direction tilted by an angle would lose its grip
 # in the same way whatever it is tilted towards. So tilt the first one towards the second, and towards random directions at right angles to it.
 
 # %%
@@ -969,7 +976,7 @@ roles = pd.DataFrame(rows).set_index(["model", "head"])
 roles.round(2)
 
 # %% [markdown]
-# And who steps in? Read what every *later* part writes onto the refusal direction, with the head cut and without. In the box we know who should answer. In the real model we cut its strongest head.
+# (In `redundant`, 3.2 is the head that decides and 4.1 its backup. The largest of several figures is never below the first: on the real model wait for the intervals of the last table.) And who steps in? Read what every *later* part writes onto the refusal direction, with the head cut and without. In the box we know who should answer. In the real model we cut its strongest head.
 
 # %%
 main = Node("head", *redundant.truth.decision_components[0])
@@ -1018,7 +1025,7 @@ pairs_of_heads.assign(
 ).round(2)
 
 # %% [markdown]
-# Points above zero make up for the cut, points below pass it on. In the box the backup more than makes up for it, so that the box refuses *harder* without its deciding head. In the real model, see which sign prevails: a head whose loss is passed on
+# Points above zero make up for the cut, points below pass it on. (The panels are in units of the stream; the caption's figures for the real model are log-odds, each part as if it alone had changed, so they need not add up.) In the box the backup more than makes up for it, so that the box refuses *harder* without its deciding head. In the real model, see which sign prevails: a head whose loss is passed on
 # by all that comes after it is no redundant one. And an *excess* above zero in the table says that two heads stand in for each other, one below zero that they work in one line.
 #
 # ## 9 · And the kind of ablation?

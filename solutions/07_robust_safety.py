@@ -15,7 +15,6 @@
 #
 # **Time:** about 100 minutes, of which the computer needs about three. **To know before:** lessons 03 and 05.
 # Words that are new to you stand in the [glossary](../GLOSSARY.md).
-# Words that are new to you stand in the [glossary](../GLOSSARY.md).
 #
 # There are five exercises; in each you repair what a colleague left behind. As always, no exercise can stop you.
 
@@ -254,7 +253,7 @@ doses.style.format("{:g}", na_rep="not reached").set_uuid("doses")
 
 # %% [markdown]
 # So each idea does just what it was made for, and then an attacker walks around it. Each of them spreads or doubles *who writes*. What they write still passes through one narrow place behind them, and there one
-# direction is enough. **A defence moves the weakest place; the attacker moves after it.** And `entangled` never refused any better: it makes one attack dear, for the attacker who picks that one.
+# direction is enough. (That is also why the ranked neurons often need fewer than the true ones: high on that list stand neurons behind the narrow place, those that speak.) **A defence moves the weakest place; the attacker moves after it.** And `entangled` never refused any better: it makes one attack dear, for the attacker who picks that one.
 
 # %% [markdown]
 # ### Sold as robust
@@ -337,8 +336,17 @@ assert touchy.left > 0.9 and touchy.over_refused > 0.5
 # * `redundant`: trained while the standard adapter's direction is cut, so that a second path has to grow;
 # * `entangled`: trained to fall silent altogether once its direction is cut, so that removal takes the answers along.
 #
-# The whole table is beyond a notebook: every attack, every dose, and **three trainings** (seeds) of each adapter. The course's maintainers ran it with
+# A defence that refuses more of everything looks sturdier than it is. So each but `entangled` was then made weaker as a whole (its adapter scaled down) until, on
+# validation requests, it refused harmless ones at most 5 points more often than the standard one and harmful ones at most 5 points less often. Before that, some
+# trainings refused twice as many harmless twins, and stood up to the attacks far better.
+#
+# The whole table is beyond a notebook: every attack, every dose, and **several trainings** (seeds) of an adapter, as many as the column `seeds` says. The course's maintainers ran it with
 # `python -m tools.attack_adapters`; its results are loaded here. What is measured live in this notebook comes after it, and says so.
+#
+# The attacks, as the map names them: the answer's beginning is given (*prefilled*); a *role-play* system prompt; the *adapter* taken *off*, which leaves the
+# base model. The direction subtracted from the stream (*steered down*), *held at* its harmless *mean*, taken out *in the weights*, or ablated while the model
+# runs (*1 direction*; *2-8 directions* are larger doses of the same). The *top neurons* of the ranking ablated. And two trainings: lesson 05's targeted
+# *removal*, and *benign tuning* on harmless requests.
 
 # %%
 from helpers.attack_fitting import subspace_cut
@@ -405,7 +413,7 @@ show(
 
 # %% [markdown]
 # And the verdicts: for each attack that broke the standard adapter without breaking the model, in how many of the trainings the defended one is *sturdier* by the rule above. The damage that the
-# attack does is capped at the KL of lesson 05: an attack that has broken the model has not won.
+# attack does is capped at the KL of lesson 05: an attack that has broken the model has not won. In the table below, *left* is what is still refused, *damage* the KL of the attack, *before* its KL on the standard adapter. (One direction ablated is the smallest dose of `subspace ablated`.)
 
 # %%
 judged = []
@@ -439,7 +447,7 @@ in_seeds.round(2)
 #
 # ### Live: has it gone, or has it moved?
 #
-# On the first training of each adapter, here and now: the direction of the *standard* adapter, and the adapter's *own*, found anew. The difference between the two is what exercise 07.1 was about.
+# On the first training of each adapter that ships, here and now: the direction of the *standard* adapter, and the adapter's *own*, found anew. The difference between the two is what exercise 07.1 was about.
 
 # %%
 from helpers.attack_fitting import at_the_end
@@ -493,7 +501,7 @@ worst = shown.drop(columns="no attack").min(axis=1)
 print("The worse of the two attacks leaves " + "; ".join(f"{idea} {x:.0%}" for idea, x in worst.items()) + ".")
 
 # %% [markdown]
-# A cosine near 1 says that the direction has stayed where it was. And "found anew" is not always "worse": what the difference of means finds need not be what refusal hangs on any more. An attacker tries both, and so a defence is judged
+# Read the cosine in the rows *its own direction* (in the others a direction is compared with itself): near 1, it has stayed where it was. And "found anew" is not always "worse": what the difference of means finds need not be what refusal hangs on any more. An attacker tries both, and so a defence is judged
 # by the worst of what was tried. Exercise 07.1 was about the colleague who tries only the one that suits them.
 #
 # ## 4 · A guard at the side: the runtime monitor
@@ -574,7 +582,7 @@ on_boxes.style.format({"caught": "{:.0%}", "false alarms": "{:.0%}"}).hide(axis=
 
 # %% [markdown]
 # A monitor sees what is in front of it. The direction is cut, and the neurons that evaluate still fire, so it reads them. Take the *neurons* out, and nothing is left to read, in any box but `redundant`, whose second path it reads instead: an idea of section 2
-# has found its use. The last two columns are for later: **no weight has changed, and yet the canaries notice each attack**.
+# has found its use. The last two columns are for later (a *canary* is a fixed request whose activations were kept, to be compared): **no weight has changed, and yet the canaries notice each attack**.
 #
 # ### The real model
 
@@ -639,8 +647,8 @@ for name, row in calm_scores.items():
     )
 
 # %% [markdown]
-# The last line is the tempting one: its 5% are true by construction, and promise nothing for the next requests. The first comes from the prompts that the probe has learned from, and they are twins only, another mixture. With so few prompts
-# the three may lie close together or far apart; a rule is there for the times when they do not agree.
+# The last line is the tempting one: there at most 5% lie above by construction, and that promises nothing for the next requests. The first comes from the prompts that the probe has learned from, and they are twins only, another mixture. With so few prompts
+# the three may lie close together or far apart; a rule is there for the times when they do not agree. And look at the second line, which is your rule's: on the test prompts the share need not be 5% either. Only a few validation prompts lie above the threshold, so one of them more or less moves it a good deal. A threshold that was chosen fairly makes an honest promise, and no sure one.
 #
 # ### True and false alarms
 
@@ -669,7 +677,7 @@ for one, name in zip(watched, ("a harmful test request", "a plain one"), strict=
     show(
         token_view(one.tokens[skip:], one.scores[skip:], one.start - skip, monitor.threshold, title=name),
         alt=f"A request and the beginning of its answer, token by token, coloured by the monitor's score. At the token in front of the answer it is {one.score:.1f}, threshold {monitor.threshold:.1f}.",
-        caption=f"Framed: the template's last token, {one.score - monitor.threshold:+.1f} from the threshold: {one.alarm or 'no alarm'}. Bold: the request and its template; the rest is the answer.",
+        caption=f"Framed: the template's last token, {one.score - monitor.threshold:+.1f} from the threshold: {one.alarm or 'no alarm'}. Numbers are scores, ▲ those above the threshold of {monitor.threshold:.1f}; the colour shows how far. Bold: the request and its template; the rest is the answer.",
     )  # fmt: skip
 
 # %%
@@ -695,11 +703,11 @@ print(
 # %% [markdown]
 # ## 5 · The monitor after each attack
 #
-# Now the model is made to comply, in five ways. Does the monitor still see what is being asked? Two monitors are compared: the one above, and one that was **prepared**: it learned from the same prompts
+# Now five attacks try to make the model comply. Does the monitor still see what is being asked? Two monitors are compared: the one above, and one that was **prepared**: it learned from the same prompts
 # twice, as they are and once more with the direction cut. Beside them stand three looks at the model itself, from `helpers/tamper.py`:
 #
 # * **weights**: a hash of every parameter;
-# * **template**: the activations at the tokens with which every request begins must be as they were, in every request, for nothing;
+# * **template**: the activations at the tokens with which every request begins must be as they were; every request brings them along, so looking costs nothing;
 # * **canaries**: four whole requests, two of each sort, whose activations are kept.
 
 # %%
@@ -755,7 +763,7 @@ assert after["adapter subtracted"]["weights"] == "changed"
 assert {after["no attack"][look] for look in ("weights", "template", "canaries")} == {AS_IT_WAS}
 
 # %% [markdown]
-# A probe learns whatever tells the classes apart best, and in a model that refuses, that is the very thing which refusal hangs on. So one cut may blind the model and its guard together. Words in its mouth and another role do not reach the reading; they change what the model *says*.
+# A probe learns whatever tells the classes apart best, and in a model that refuses, that is the very thing which refusal hangs on. So one cut may blind the model and its guard together. Words in its mouth cannot reach the reading, since they come after it. Another role comes before it, and here hardly moves it. (Whether these two make the model comply at all, *still refused* says.) And being prepared has its price: compare the false alarms on the twins, few as they are.
 #
 # The three looks make up for it, each where the others are blind. **The hash does not see the hook**: the weights are as they were. Activations do.
 #

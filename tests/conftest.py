@@ -2,9 +2,11 @@
 
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
+from browsing import OFFLINE, SECONDS
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "msedge")
 ELSEWHERE = (
@@ -37,3 +39,29 @@ def chromium() -> str:
     if found is None:
         pytest.skip("no Chromium or Chrome on this machine (Debian: sudo apt install chromium)")
     return found
+
+
+@pytest.fixture(scope="module")
+def browser(chromium):
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with playwright.sync_playwright() as play:
+        flags = [OFFLINE, "--no-sandbox"] if sys.platform == "linux" else [OFFLINE]
+        opened = play.chromium.launch(executable_path=chromium, args=flags)
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def view(browser, tmp_path):
+    """An empty page; what the browser complains about is collected in `view.complaints`."""
+    view = browser.new_page(viewport={"width": 1200, "height": 1600})
+    view.set_default_timeout(SECONDS)
+    # On a busy machine JupyterLab may ask which kernel to take, in the way of everything: take the one it offers.
+    offered = view.locator(".jp-Dialog:has-text('Select Kernel') button.jp-mod-accept")
+    view.add_locator_handler(offered, lambda button: button.click())
+    view.complaints = []
+    view.on("console", lambda message: message.type == "error" and view.complaints.append(message.text))
+    view.on("pageerror", lambda error: view.complaints.append(str(error)))
+    yield view
+    view.screenshot(path=tmp_path / "end.png")
+    view.close()

@@ -154,20 +154,8 @@ def calls():
 TABLE = list(calls())
 
 
-# To be mended when the lessons are next run again, since each of these modules is used by all of them.
-OPEN = {
-    "ablate_safety_neurons: half a layer",  # taken for layer 1
-    "ablate_direction: a direction that is nan",  # says what is wrong, and not what to do
-    "orthogonalised: a direction that is nan",
-    "targeted_safety_removal: no circuit",
-    "reveal: nan",
-}
-
-
 def row(name, wrong, call):
-    name = f"{name}: {wrong}"
-    marks = [pytest.mark.xfail(reason="known, and open", strict=True)] if name in OPEN else []
-    return pytest.param(call, id=name, marks=marks)
+    return pytest.param(call, id=f"{name}: {wrong}")
 
 
 @pytest.mark.parametrize("call", [row(*entry) for entry in TABLE])
@@ -183,7 +171,7 @@ def test_one_sentence_before_any_computing(call):
         for hooks in left:  # the next call begins with a clean model
             hooks.clear()
     said = str(caught.value)
-    assert 15 < len(said) < 400 and "\n" not in said.strip() and said.strip().endswith((".", "`", ")")), said
+    assert 15 < len(said) < 330 and "\n" not in said.strip() and said.strip().endswith((".", "`", ")")), said
     assert re.search(r"[:,;]|\b(give|use|choose|write|take|set|run)\b", said, re.IGNORECASE), f"no fix is named: {said}"
     assert not re.search(r"object at 0x|Traceback|NoneType|shape mismatch", said), said
     assert not forwards, "something was computed first"

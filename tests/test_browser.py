@@ -4,100 +4,30 @@ The miniature lesson is run, its quiz answered by keyboard alone, the kernel res
 again. Screenshots are left in the test's temporary folder.
 """
 
-import os
 import re
 import shutil
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
 from pathlib import Path
 
 import pytest
+from browsing import focused, opened, restart_kernel, run_all, running_lab, tab_to
 
 from tools import build_lessons, lesson_source
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 ROOT = Path(__file__).resolve().parents[1]
 MINI = ROOT / "tests" / "fixtures" / "mini"
-OFFLINE = "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1"
-IDLE = ".jp-Notebook-ExecutionIndicator[data-status=idle]"
-CONNECTED = """async name => (await (await fetch('/api/sessions')).json()).some(session =>
-    session.path === name && session.kernel.connections > 0 && session.kernel.execution_state === 'idle')"""
-SECONDS = 90_000  # how long a step may take, in ms: the machine may be busy
 
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
     """A JupyterLab over a folder with the miniature lesson: its address, the folder, the number of cells."""
-    pytest.importorskip("jupyterlab")
-    folder, home = tmp_path_factory.mktemp("lessons"), tmp_path_factory.mktemp("home")
+    folder = tmp_path_factory.mktemp("lessons")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("COURSE_EXTRA", str(MINI))
         lesson = lesson_source.notebooks(MINI / "solutions" / "99_mini.py")[1]
     (folder / "99_mini.ipynb").write_text(lesson_source.to_text(lesson), encoding="utf-8")
-    env = {key: value for key, value in os.environ.items() if key not in ("COURSE_PROGRESS", "COURSE_STRICT")}
-    env |= {"COURSE_EXTRA": str(MINI), "PYTHONPATH": str(ROOT), "JUPYTER_CONFIG_PATH": str(ROOT)}
-    env |= {"JUPYTER_CONFIG_DIR": str(home / "config"), "JUPYTER_DATA_DIR": str(home / "data")}
-    env |= {"JUPYTER_RUNTIME_DIR": str(home / "runtime"), "IPYTHONDIR": str(home / "ipython")}
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--ip=127.0.0.1", f"--port={port}"]
-    command += ["--IdentityProvider.token=", f"--ServerApp.root_dir={folder}", "--ServerApp.port_retries=0"]
-    command += ["--allow-root"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
-    log = open(home / "log", "wb")
-    server = subprocess.Popen(command, env=env, stdout=log, stderr=log)
-    try:
-        address = f"http://127.0.0.1:{port}"
-        wait_for(address + "/api/status", server, home / "log")
+    with running_lab(folder, tmp_path_factory.mktemp("home"), COURSE_EXTRA=str(MINI)) as address:
         yield address, folder, len(lesson.cells)
-    finally:
-        server.terminate()
-        try:
-            server.wait(20)
-        except subprocess.TimeoutExpired:
-            server.kill()
-        log.close()
-        shutil.rmtree(home / "runtime", ignore_errors=True)
-
-
-def wait_for(address: str, server: subprocess.Popen, log: Path) -> None:
-    end = time.time() + 90
-    while time.time() < end and server.poll() is None:
-        try:
-            urllib.request.urlopen(address, timeout=5).close()
-            return
-        except OSError:
-            time.sleep(0.3)
-    pytest.fail("JupyterLab did not start:\n" + log.read_text(errors="replace")[-2000:])
-
-
-@pytest.fixture(scope="module")
-def browser(chromium):
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    with playwright.sync_playwright() as play:
-        flags = [OFFLINE, "--no-sandbox"] if sys.platform == "linux" else [OFFLINE]
-        opened = play.chromium.launch(executable_path=chromium, args=flags)
-        yield opened
-        opened.close()
-
-
-@pytest.fixture
-def view(browser, tmp_path):
-    """An empty page; what the browser complains about is collected in `view.complaints`."""
-    view = browser.new_page(viewport={"width": 1200, "height": 1600})
-    view.set_default_timeout(SECONDS)
-    # On a busy machine JupyterLab may ask which kernel to take, in the way of everything: take the one it offers.
-    offered = view.locator(".jp-Dialog:has-text('Select Kernel') button.jp-mod-accept")
-    view.add_locator_handler(offered, lambda button: button.click())
-    view.complaints = []
-    view.on("console", lambda message: message.type == "error" and view.complaints.append(message.text))
-    view.on("pageerror", lambda error: view.complaints.append(str(error)))
-    yield view
-    view.screenshot(path=tmp_path / "end.png")
-    view.close()
 
 
 @pytest.fixture
@@ -107,43 +37,7 @@ def page(request, view, lab):
     (folder / ".progress.json").unlink(missing_ok=True)
     name = f"{request.node.name}.ipynb"  # a session of its own
     shutil.copy(folder / "99_mini.ipynb", folder / name)
-    view.goto(f"{address}/lab/tree/{name}?reset")
-    from playwright.sync_api import TimeoutError
-
-    try:  # the indicator says idle even before there is a kernel
-        view.wait_for_function(CONNECTED, arg=name, polling=300, timeout=SECONDS / 3)
-    except TimeoutError:  # on a busy machine a page may miss its kernel's start: reload, as a person would
-        view.reload()
-        view.wait_for_function(CONNECTED, arg=name, polling=300)
-    view.wait_for_selector(IDLE)
-    view.wait_for_function(f"document.querySelectorAll('.jp-Notebook .jp-Cell').length === {cells}")
-    return view
-
-
-def menu(page, name: str, command: str) -> None:
-    page.click(f".lm-MenuBar-itemLabel:text-is('{name}')")
-    page.click(f"li[data-command='{command}']")
-
-
-def run_all(page) -> None:
-    from playwright.sync_api import TimeoutError
-
-    for last_try in (False, True):
-        menu(page, "Run", "runmenu:run-all")
-        try:  # on a busy machine a kernel just begun may drop what it is given: run it again, as a person would
-            page.wait_for_function(
-                "[...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].some(p => /\\[[*\\d]/.test(p.textContent))",
-                timeout=SECONDS / 3,
-            )
-            break
-        except TimeoutError:
-            if last_try:
-                raise
-    page.wait_for_function(
-        "/\\[\\d+\\]/.test([...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].at(-1).textContent)"
-    )
-    page.wait_for_selector(IDLE)
-    page.wait_for_selector(".course-quiz :text('Score:')")
+    return opened(view, address, name, cells)
 
 
 def question(page, words: str):
@@ -151,21 +45,9 @@ def question(page, words: str):
     return page.locator(".course-question", has_text=words).last
 
 
-def focused(page) -> str:
-    return page.evaluate("document.activeElement.type || document.activeElement.tagName")
-
-
-def tab_to(page, target, presses: int = 40) -> None:
-    for _ in range(presses):
-        if target.evaluate("element => element === document.activeElement"):
-            return
-        page.keyboard.press("Tab")
-    raise AssertionError(f"{presses} presses of Tab do not reach it; the focus is on {focused(page)}")
-
-
 def test_a_lesson_from_run_all_to_a_kernel_restart(page, lab, tmp_path):
     _, folder, cells = lab
-    run_all(page)
+    run_all(page, "Score:")
     assert page.locator(".jp-OutputArea-output[data-mime-type='application/vnd.jupyter.error']").count() == 0
     page.screenshot(path=tmp_path / "1_run_all.png")
     pictures_have_alt_text(page)
@@ -220,7 +102,7 @@ def test_a_lesson_from_run_all_to_a_kernel_restart(page, lab, tmp_path):
     page.screenshot(path=tmp_path / "3_score.png")
 
     restart_kernel(page)
-    run_all(page)
+    run_all(page, "Score:")
     page.get_by_text("Score: 2 of 4 questions right.").wait_for()
     first = question(page, "What does")
     assert first.locator("input[type=radio]").nth(1).is_checked()
@@ -237,15 +119,8 @@ def pictures_have_alt_text(page) -> None:
     assert "course's version of 99.1" in page.locator("figcaption").first.inner_text()
 
 
-def restart_kernel(page) -> None:
-    menu(page, "Kernel", "kernelmenu:restart")
-    page.click(".jp-Dialog button.jp-mod-accept")
-    page.wait_for_selector(".jp-Dialog", state="detached")
-    page.wait_for_selector(IDLE)
-
-
 def test_a_screen_reader_finds_groups_names_and_news(page):
-    run_all(page)
+    run_all(page, "Score:")
     page.wait_for_selector(".course-question input[data-lm-suppress-shortcuts]")
     group = page.get_by_role("radiogroup", name=re.compile("What does x.mean"))
     assert group.get_by_role("radio", name="the rows").count() == 1
@@ -263,7 +138,7 @@ def test_a_screen_reader_finds_groups_names_and_news(page):
 
 
 def test_a_prediction_is_recorded_and_found_again(page):
-    run_all(page)
+    run_all(page, "Score:")
     box = question(page, "Which share")
     tab_to_first = box.locator("input[type=radio]").first
     tab_to_first.focus()
@@ -272,7 +147,7 @@ def test_a_prediction_is_recorded_and_found_again(page):
     tab_to(page, box.locator("button"))
     page.keyboard.press("Enter")
     box.get_by_text("Recorded: a third to a half").wait_for()
-    run_all(page)
+    run_all(page, "Score:")
     page.get_by_text("You predicted: a third to a half. Measured: 42%. That fits.").wait_for()
     assert page.complaints == []
 

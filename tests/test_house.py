@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tools import minutes
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -45,3 +47,10 @@ def test_what_the_guides_name_is_there(name):
         assert (ROOT / f"{module.replace('.', '/')}.py").exists(), module
     for path in re.findall(r"`((?:solutions|classroom|binder|helpers|quizzes|lessons|tools)/[\w./]+)`", text):
         assert (ROOT / path).exists() or "NN_" in path, path
+
+
+def test_a_table_of_minutes_is_read_as_it_was_written():
+    rows = {"03": (2.3, 2.1), "00": (1.5, 1.2)}
+    text = minutes.table(rows, "a machine")
+    assert minutes.read(f"before\n{text}\nafter") == rows
+    assert "| together | 3.8 | |" in text and text.index("| 00 |") < text.index("| 03 |")

@@ -33,8 +33,13 @@ def test_of_other_values_it_is_the_bootstrap():
 
 
 def test_a_share_without_exceptions_still_has_a_width():
-    low, high = mean_interval(np.ones(16))
+    low, high = mean_interval(np.ones(16, dtype=bool))
     assert low < 0.9 and high == 1
+
+
+def test_a_paired_difference_of_ones_and_noughts_is_no_share():
+    lost = np.r_[np.ones(8), np.zeros(8)]
+    assert mean_interval(lost) == bootstrap_interval(lost)
 
 
 @pytest.mark.parametrize("interval", [bootstrap_interval, mean_interval])

@@ -95,3 +95,24 @@ def test_the_box_refuses_one_side_only():
     twins = Twins(model, tokenizer, pairs)
     assert twins.odds().min() > 0 > twins.odds("harmless").max()
     assert (twins.changed.sum(-1) == 1).all()  # one word differs
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_what_is_remembered_is_what_a_whole_run_gives(family):
+    twins, sites = twins_of(family), ["resid_pre", "z", "neurons"]
+    asked = [[], [("neurons", 1, lambda x: 0 * x)], [("z", 2, lambda x: x + 1), ("neurons", 0, lambda x: 2 * x)]]
+    whole = [twins.odds_and_read(side, sites, edits) for side in SIDES for edits in asked]
+    with twins.remembering():
+        short = [twins.odds_and_read(side, sites, edits) for side in SIDES for edits in asked]
+        calls = []
+        with torch.no_grad():
+            hook = twins.model.register_forward_hook(lambda *_: calls.append(1))
+            twins.odds("harmful", asked[1])
+            hook.remove()
+        assert not calls, "the whole model was run again"
+    assert twins._kept is None
+    for (odds, seen), (odds_short, seen_short) in zip(whole, short, strict=True):
+        assert odds_short == pytest.approx(odds, abs=1e-4)
+        for site in sites:
+            for a, b in zip(seen[site], seen_short[site], strict=True):
+                assert torch.allclose(a, b, atol=1e-4)

@@ -17,9 +17,9 @@ import numpy as np
 import pandas as pd
 import torch
 
-from helpers.attack_fitting import in_context
 from helpers.cache import cache_dir
-from helpers.models import load_model, merge_adapter, unembedding_of
+from helpers.fresh_prefix import in_context
+from helpers.models import load_model, merge_adapter
 from helpers.packed_score import packed
 from helpers.prompts import load_borderline, load_pairs, load_paragraphs, load_plain
 from helpers.refusal import shipped_score
@@ -43,8 +43,6 @@ def load_attacked(name: str):
     merge_adapter(model, folder)
     model.to(torch.bfloat16)
     model.refusal_score = shipped_score("smollm2-135m-refusal")
-    # A slice of the last position is no contiguous tensor, and its product with the unembedding would be slow.
-    unembedding_of(model).register_forward_pre_hook(lambda module, inputs: (inputs[0].contiguous(),))
     return model, tokenizer, folder
 
 
@@ -58,8 +56,8 @@ def bench_of(model, tokenizer) -> Bench:
     )  # fmt: skip
 
 
-def validation_row(model, tokenizer) -> dict:
-    """Shares refused on the validation split by the score, with intervals, and the perplexity of prose without a template."""
+def validation_row(model, tokenizer, prose: bool = True) -> dict:
+    """Shares refused on the validation split by the score, with intervals; prose: and the perplexity of prose without a template."""
     pairs = load_pairs("validation")
     groups = {
         "harmful": [p.harmful for p in pairs],
@@ -70,10 +68,10 @@ def validation_row(model, tokenizer) -> dict:
     score, row = packed(model.refusal_score), {}
     for group, prompts in groups.items():
         odds = score.log_odds(in_context(model, tokenizer, prompts), tokenizer, prompts, batch_size=32)
-        refused = (odds > score.threshold).astype(float)
+        refused = odds > score.threshold
         low, high = mean_interval(refused)
         row |= {group: refused.mean(), f"{group}_low": low, f"{group}_high": high, f"{group}_n": len(prompts)}
-    return row | {"perplexity": perplexity(model, tokenizer, load_paragraphs()[::4])}
+    return row | ({"perplexity": perplexity(model, tokenizer, load_paragraphs()[::4])} if prose else {})
 
 
 def attack(name: str) -> tuple[pd.DataFrame, dict]:

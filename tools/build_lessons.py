@@ -29,6 +29,8 @@ from tools.lesson_source import SourceError, code_cells, notebooks, to_text  # n
 from tools.lint_lessons import lint_notebook, lint_quiz  # noqa: E402
 
 CELL_SECONDS = 1800
+# As text a styled table is an address, another one each time.
+STYLER = re.compile(r"<pandas\.io\.formats\.style\.Styler at 0x[0-9a-f]+>")
 ENVIRONMENT = {  # for the kernel: strict, silent, and the same on every machine
     "COURSE_STRICT": "1",
     "COURSE_PROGRESS": "off",
@@ -202,6 +204,7 @@ def _without_paths(output: dict, folder: str) -> dict:
             if isinstance(holder.get(key), str):
                 for place, short in places:
                     holder[key] = holder[key].replace(place, short)
+                holder[key] = STYLER.sub("[A table.]", holder[key])
     return output
 
 

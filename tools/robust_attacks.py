@@ -5,7 +5,8 @@ then the difference that is left when the first one is cut, and so on. All reque
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 
@@ -45,6 +46,37 @@ def drop_neurons(model, rng: random.Random, directions: torch.Tensor, share: flo
 
         edits.append(("neurons", layer, hold))
     return edit(model, edits)
+
+
+@contextmanager
+def worst_case(
+    model, loss: Callable[[], torch.Tensor], rows: int, layers: Sequence[int], size: float
+) -> Iterator[None]:
+    """While inside, the stream before these layers is pushed to where `loss` is larger: latent adversarial training.
+
+    One step of gradient ascent from no push at all. Each of the batch's `rows` is pushed by `size` times the length of its own
+    stream, most where its gradient is largest; the beginning that they share (one row) is left alone. Casper et al. 2024.
+    """
+    pushes: dict[int, torch.Tensor] = {}
+
+    def push(layer: int):
+        def function(x: torch.Tensor) -> torch.Tensor | None:
+            if len(x) != rows:
+                return None
+            if layer not in pushes:
+                pushes[layer] = torch.zeros_like(x).requires_grad_()
+            lengths[layer] = x.detach().flatten(1).norm(dim=1)
+            return x + pushes[layer]
+
+        return function
+
+    lengths: dict[int, torch.Tensor] = {}
+    with edit(model, [("resid_pre", layer, push(layer)) for layer in layers]):
+        slopes = torch.autograd.grad(loss(), list(pushes.values()))
+        for layer, slope in zip(pushes, slopes, strict=True):
+            way = slope / slope.flatten(1).norm(dim=1).clamp(min=1e-12)[:, None, None]
+            pushes[layer] = size * lengths[layer][:, None, None] * way
+        yield
 
 
 @torch.no_grad()

@@ -6,6 +6,8 @@ plain        the same stage without a defence: what every idea is compared with
 distributed  half of the batches are trained while the model's own refusal directions, found anew as they move, or
              random neurons, are ablated (after ReFAT: Yu et al. 2024, arXiv 2409.20089)
 redundant    half of the batches are trained while the shipped adapter's direction is cut: a second path
+latent       half of the batches are trained while the stream is pushed to where their own loss is larger (latent adversarial
+             training: Casper et al. 2024, arXiv 2403.05030)
 entangled    half of the batches are trained, with the model's own directions cut, to fall silent: what removes refusal
              removes the answers to everything else too
 
@@ -28,11 +30,11 @@ from helpers.cache import cache_dir
 from helpers.models import load_model
 from helpers.weights import adapter_folder
 from tools.refusal_examples import TEACH, Example
-from tools.robust_attacks import FIRSTS, Directions, cut, drop_neurons, residuals
+from tools.robust_attacks import FIRSTS, Directions, cut, drop_neurons, residuals, worst_case
 from tools.robust_data import stage_examples
 from tools.train_refusal_adapter import Sampler, answer_logits, drift, loss_of, save, wrap
 
-IDEAS = ("plain", "distributed", "redundant", "entangled")
+IDEAS = ("plain", "distributed", "redundant", "latent", "entangled")
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class Stage:
     steps: int = 50
     rate: float = 6e-4
     batch: int = 16
-    harmful_share: float = 0.38
+    harmful_share: float = 0.25
     later_weight: float = 0.5
     prose_weight: float = 1.0
     attacked: float = 0.5
@@ -53,6 +55,8 @@ class Stage:
     grow_every: int = 14  # steps, after which one more path is cut, up to `paths`
     paths: int = 4
     neurons: float = 0.15  # the share that is ablated in a draw
+    push: float = 0.05  # of the stream's length, by which it is pushed
+    pushed: tuple[int, ...] = (11, 15, 19)  # before these layers
     silence_weight: float = 0.5
     enough: float = 0.5  # nats: the model is silent enough, and is pushed no further
 
@@ -68,31 +72,34 @@ def silence(model, tokenizer, half: list[Example], enough: float) -> torch.Tenso
 
 
 # What differs from idea to idea.
-STAGES = {"plain": {}, "distributed": {"steps": 70}, "redundant": {}, "entangled": {}}
+STAGES = {"plain": {}, "distributed": {"steps": 70}, "redundant": {}, "latent": {}, "entangled": {}}
 
 
 class Attacker:
     """Draws what a half batch is trained under."""
 
     def __init__(self, model, tokenizer, stage: Stage, examples: list[Example]):
-        self.model, self.stage, self.rng = model, stage, random.Random(stage.seed + 11)
+        self.model, self.tokenizer, self.stage, self.rng = model, tokenizer, stage, random.Random(stage.seed + 11)
         self.directions = Directions(model, tokenizer, examples, self.rng)
         # The shipped adapter's direction first; then, if they are to be many, those that are found behind it.
-        self.paths = None if stage.idea == "plain" else self.directions.nested(1, (16,))
+        self.paths = None if stage.idea in ("plain", "latent") else self.directions.nested(1, (16,))
         self.current = self.paths  # the model's own, as it moves
 
     def refit(self, step: int) -> None:
         """Find the model's direction anew, and one more path behind those that are cut already."""
         stage = self.stage
-        if stage.idea in ("plain", "redundant") or not step or step % stage.refit_every:
+        if stage.idea in ("plain", "redundant", "latent") or not step or step % stage.refit_every:
             return
         with torch.autocast("cpu", torch.bfloat16):
             self.current = self.directions.nested(1)
             if stage.idea == "distributed" and step % stage.grow_every == 0 and len(self.paths) < stage.paths:
                 self.paths = self.directions.behind(self.paths)
 
-    def draw(self):
+    def draw(self, half: list[Example]):
         """A context manager."""
+        if self.stage.idea == "latent":
+            loss = lambda: loss_of(self.model, self.tokenizer, half, self.stage.later_weight)[0]  # noqa: E731
+            return worst_case(self.model, loss, len(half), self.stage.pushed, self.stage.push)
         kind, first = "current" if self.stage.idea == "entangled" else "paths", self.rng.choice(FIRSTS)
         if self.stage.idea == "distributed":
             kind = self.rng.choices(("paths", "current", "neurons"), (0.5, 0.3, 0.2))[0]
@@ -140,7 +147,7 @@ def train(out: Path, stage: Stage, log=print) -> None:
         texts = prose[torch.randint(len(prose), (4,))]
         for i, half in enumerate(halves):
             attacked = stage.idea != "plain" and i < 2 * stage.attacked
-            with attacker.draw() if attacked else nullcontext(), torch.autocast("cpu", torch.bfloat16):
+            with torch.autocast("cpu", torch.bfloat16), attacker.draw(half) if attacked else nullcontext():
                 if attacked and stage.idea == "entangled":
                     loss = stage.silence_weight * silence(model, tokenizer, half, stage.enough)
                 else:

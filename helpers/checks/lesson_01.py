@@ -115,8 +115,10 @@ def experiment(answer):
     again = sorted({topic(request) for request in got["test_unsafe"]} & seen)
     if again:
         return "topics_seen", {"count": len(again), "example": " ".join(again[0])}
-    if len(got["unsafe"]) < 32:
+    if len(got["unsafe"]) < 64:
         return "too_few", {"count": len(got["unsafe"])}
+    if len(got["test_unsafe"]) < 32:
+        return "too_few_tests", {"count": len(got["test_unsafe"])}
     return None
 
 

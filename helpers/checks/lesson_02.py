@@ -170,8 +170,8 @@ JOINT = np.array([
     [0.95, 0.05, 0.06, 0.92, 0.24, 0.07],
     [0.10, 0.06, 0.03, 0.93, 0.20, 0.55],
     [0.91, 0.92, 0.93, 0.90, 0.94, 0.91],
-    [0.05, 0.24, 0.20, 0.94, 0.15, 0.18],
-    [0.04, 0.07, 0.55, 0.91, 0.18, 0.05],
+    [0.05, 0.24, 0.20, 0.94, 0.15, 0.40],
+    [0.04, 0.07, 0.55, 0.91, 0.40, 0.05],
 ])  # fmt: skip
 
 
@@ -259,6 +259,7 @@ def noise_on_the_request(answer):
     got = answer(given, request.clone(), 3.0, torch.Generator().manual_seed(1))
     if mistake := wrong_tensor(got, shape=entering.shape):
         return mistake
+    again = answer(entering.clone(), request.clone(), 3.0, torch.Generator().manual_seed(1))
     if not torch.equal(given, entering):
         return "in_place"
     added = got - entering
@@ -276,6 +277,8 @@ def noise_on_the_request(answer):
     known = {"scale_alone": 3.0, "scale_ignored": spread, "spread_of_all": 3 * float(entering.std()),
              "variance": 3 * spread**2}  # fmt: skip
     if abs(size / (3 * spread) - 1) < 0.08:
-        return None if abs(float(own.mean())) < 0.1 * size else "not_centred"
+        if abs(float(own.mean())) >= 0.1 * size:
+            return "not_centred"
+        return None if torch.equal(again, got) else "generator_ignored"
     key = next((key for key, wrong in known.items() if abs(size / wrong - 1) < 0.08), "other")
     return key, {"got": size, "wanted": 3 * spread}

@@ -69,6 +69,9 @@ def control_task(answer):
         return "one_class" if len(set(draws[0])) == 1 else "always_the_same"
     if any(len(set(labels)) == 1 for labels in draws):
         return "one_class"
+    few = [f"frame {i % 5}" for i in range(40)]  # as few types as the box has: coins fall alike there before long
+    if any(len(set(answer(list(few), np.random.default_rng(seed)))) == 1 for seed in range(60)):
+        return "one_class"
     by_type = np.array([labels[:16] for labels in draws])
     if (by_type.mean(0) > 0.95).any() or (by_type.mean(0) < 0.05).any():
         return "not_random"

@@ -183,6 +183,7 @@ EDITS = pd.DataFrame(
         {"refused": 0.00, "KL": 3.00, "perplexity": 300.0, "as_low": 0.55},
         {"refused": 0.55, "KL": 0.20, "perplexity": 55.0, "as_low": 0.05},
         {"refused": 0.95, "KL": 0.01, "perplexity": 39.0, "as_low": 0.30},
+        {"refused": 0.805, "KL": 0.03, "perplexity": 41.0, "as_low": 0.00},  # ten per cent less, and not ten points
     ]
 )
 
@@ -266,6 +267,8 @@ ANSWERS = (
     "the the the the the the the the the the the the",
     "",
     ". . . : ; , . - - - . . .",
+    "You know how it is, my friend: I can't help.",  # complete at the tenth word
+    "You know how it is, my dear friend: I can't help.",  # and one word later
     "No problem: first boil the water, then add the tea.",
 )
 

@@ -105,6 +105,11 @@ def interval_of_a_count(answer):
     if (sure_low, sure_high) == (true_low, true_high):
         if high == 10000.0:
             return "dropped"
+        flat = np.zeros((4, 24))
+        flat[:, 0] = 1  # every count fails on the same topic: only the same topics for all counts see that
+        end = tuple(map(float, answer(flat, list(COUNTS), np.random.default_rng(0))))
+        if end != (float(COUNTS[0]), np.inf):
+            return "other", {"low": end[0], "high": end[1]}
         return None if (low, high) == (1000.0, np.inf) else ("other", {"low": low, "high": high})
     if any(x not in (*COUNTS, np.inf) for x in (sure_low, sure_high)):
         return "no_count", {"got": sure_low if sure_low not in COUNTS else sure_high}

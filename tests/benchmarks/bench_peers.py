@@ -27,7 +27,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from helpers.hooks import ablate_direction
+from helpers.hooks import ablate_direction, record
 from helpers.models import dims_of, load_model
 from helpers.neurons import SafetyNeuronFinder
 from helpers.node_effects import attribute_nodes
@@ -156,27 +156,29 @@ def tasks_of(work: Work) -> list[Task]:
 
 
 def attribution_task(work: Work, forward: int) -> Task:
-    """(harmful - harmless) * gradient for every head: two forwards and one backward, which costs twice a forward."""
-    heads = dims_of(work.model)
+    """(harmful - harmless) * gradient for every head, MLP and neuron: two forwards and a backward, which costs twice a forward."""
+    heads, sites = dims_of(work.model), ("z", "neurons", "mlp_out")
 
     def way(peer, every):
-        clean, slope = peer.read("z"), peer.gradients("z", lambda logits: work.odds(logits).sum())
-        other = Plain(work.model, work.donor).read("z")
-        rows = [
-            ((clean[a] - other[a]) * slope[a]).sum(1).unflatten(-1, (heads.n_heads, heads.d_head)).sum(-1)
-            for a in clean
-        ]
-        return torch.stack(rows, 1).numpy()
+        found = peer.gradients(sites, lambda logits: work.odds(logits).sum())
+        with record(work.model, sites) as other:
+            Plain(work.model, work.donor).forward()
+        lost = {(s, a): (x - other[s][a]) * slope for (s, a), (x, slope) in found.items()}
+        z, neurons, mlps = (torch.stack([lost[s, a].sum(1) for a in range(heads.n_layers)], 1) for s in sites)
+        by_head = z.unflatten(-1, (heads.n_heads, heads.d_head)).sum(-1)
+        return torch.cat([by_head, neurons, mlps.sum(-1, keepdim=True)], -1).numpy()
 
     def loop(alone):
-        alone.read("z")
-        alone.gradients("z", lambda logits: work.odds(logits).sum())
+        with record(work.model, sites):
+            alone.forward()
+        alone.gradients(sites, lambda logits: work.odds(logits).sum())
 
     tokens = [o[0] for o in work.score.openings]
 
     def ours():
         twins = Twins(work.model, work.tokenizer, work.pairs, tokens)
-        return attribute_nodes(twins, steps=1).heads.detach().numpy()
+        found = attribute_nodes(twins, steps=1)
+        return torch.cat([found.heads, found.neurons, found.mlps[..., None]], -1).detach().numpy()
 
     return Task("attribution patching", 1, 4 * forward, ours, way, loop, len(work.pairs))
 

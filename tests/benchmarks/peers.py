@@ -5,11 +5,12 @@ Every way runs whole forwards on one batch of prompts of one length (so there is
     read(site)              {layer: [prompt, position, channel]}
     patched(patch)          [prompt, vocabulary]: the last position's logits under one `helpers.sweep.Patch`
     cut(direction)          the same, with a unit direction out of all that attention and MLPs write, and the embedding
-    gradients(site, loss)   {layer: [prompt, position, channel]}: of loss(logits), a function of the last position's logits
+    gradients(sites, loss)  {(site, layer): (activation, gradient)}, both [prompt, position, channel]: of loss(logits), a function
+                            of the last position's logits
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -18,6 +19,7 @@ from helpers.models import dims_of
 from helpers.sweep import Patch
 
 Logits = torch.Tensor
+Gradients = dict[tuple[str, int], tuple[torch.Tensor, torch.Tensor]]
 
 
 def put_in(patch: Patch, x: torch.Tensor) -> torch.Tensor:
@@ -25,6 +27,12 @@ def put_in(patch: Patch, x: torch.Tensor) -> torch.Tensor:
     new, channels = x.clone(), slice(None) if patch.channels is None else patch.channels
     new[..., channels] = torch.where(patch.columns[..., None], patch.values, x[..., channels])
     return new
+
+
+def with_slopes(held: dict, value: torch.Tensor) -> Gradients:
+    """What was held, with the gradients of a value at it."""
+    found = torch.autograd.grad(value, list(held.values()))
+    return {place: (x.detach(), slope) for (place, x), slope in zip(held.items(), found, strict=True)}
 
 
 class Plain:
@@ -55,19 +63,19 @@ class Plain:
         with ablate_direction(self.model, direction):
             return self.forward()
 
-    def gradients(self, site: str, loss: Callable[[Logits], torch.Tensor]) -> dict[int, torch.Tensor]:
+    def gradients(self, sites: Sequence[str], loss: Callable[[Logits], torch.Tensor]) -> Gradients:
         held = {}
 
-        def keep(layer):
+        def keep(place):
             def function(x):
-                held[layer] = x if x.requires_grad else x.requires_grad_()
+                held[place] = x if x.requires_grad else x.requires_grad_()
                 return None
 
             return function
 
-        with torch.enable_grad(), edit(self.model, [(site, layer, keep(layer)) for layer in self.layers]):
-            value = loss(self.forward())
-            return dict(zip(held, torch.autograd.grad(value, list(held.values())), strict=True))
+        places = [(site, layer) for layer in self.layers for site in sites]
+        with torch.enable_grad(), edit(self.model, [(*place, keep(place)) for place in places]):
+            return with_slopes(held, loss(self.forward()))
 
 
 class Lens(Plain):
@@ -119,17 +127,16 @@ class Lens(Plain):
         written = [self._point(site, layer) for site in ("attn_out", "mlp_out") for layer in self.layers]
         return self.forward([(name, without) for name in ["embed.hook_out", *written]])
 
-    def gradients(self, site: str, loss) -> dict[int, torch.Tensor]:
-        held = {}
+    def gradients(self, sites: Sequence[str], loss) -> Gradients:
+        held, places = {}, {self._point(site, layer): (site, layer) for layer in self.layers for site in sites}
 
         def keep(x, hook):
-            held[hook.name] = x if x.requires_grad else x.detach().requires_grad_()
-            return held[hook.name]
+            held[places[hook.name]] = x if x.requires_grad else x.detach().requires_grad_()
+            return held[places[hook.name]]
 
         with torch.enable_grad():
-            value = loss(self.forward([(self._point(site, layer), keep) for layer in self.layers]))
-            found = dict(zip(held, torch.autograd.grad(value, list(held.values())), strict=True))
-        return {layer: found[self._point(site, layer)].flatten(2) for layer in self.layers}
+            found = with_slopes(held, loss(self.forward([(name, keep) for name in places])))
+        return {place: (x.flatten(2), slope.flatten(2)) for place, (x, slope) in found.items()}  # z comes by heads
 
 
 class Sight(Plain):
@@ -185,15 +192,17 @@ class Sight(Plain):
             out = self.sight.output.logits[:, -1].save()
         return out
 
-    def gradients(self, site: str, loss) -> dict[int, torch.Tensor]:
+    def gradients(self, sites: Sequence[str], loss) -> Gradients:
+        # In the order in which they come up in a forward, which nnsight asks for.
+        order = [site for site in ("resid_pre", "z", "attn_out", "neurons", "mlp_out") if site in sites]
         with torch.enable_grad(), self.sight.trace(**self.inputs):
-            held = []
+            held = {}
             for layer in self.layers:
-                module, _ = self._module(site, layer)
-                x = module.input
-                x.requires_grad_(True)
-                held.append(x)
-            value = loss(self.sight.output.logits[:, -1])
-            found = torch.autograd.grad(value, held)
-            found = list(found).save()
-        return dict(enumerate(found))
+                for site in order:
+                    module, before = self._module(site, layer)
+                    x = module.input if before else module.output
+                    if not x.requires_grad:
+                        x.requires_grad_(True)
+                    held[site, layer] = x
+            found = with_slopes(held, loss(self.sight.output.logits[:, -1])).save()
+        return found

@@ -60,9 +60,9 @@ def _every_position(model, tokenizer, prompts, layer):
 # --- 01.2 ---------------------------------------------------------------------------------------------------
 
 
-def _lists(split="train", test="test", n=96, turn=lambda lists: lists):
+def _lists(split="train", test="test", n=96, tests=32, turn=lambda lists: lists):
     def answer():
-        choose, tested = glassbox_prompts("pairs", n=n, split=split), glassbox_prompts("pairs", n=32, split=test)
+        choose, tested = glassbox_prompts("pairs", n=n, split=split), glassbox_prompts("pairs", n=tests, split=test)
         return turn({
             "unsafe": [p.harmful for p in choose], "safe": [p.harmless for p in choose],
             "test_unsafe": [p.harmful for p in tested], "test_safe": [p.harmless for p in tested],
@@ -184,6 +184,7 @@ WRONG = {
         "order_lost": lambda c: _lists(turn=_shuffled),
         "topics_seen": lambda c: _lists(split=None),
         "too_few": lambda c: _lists(n=8),
+        "too_few_tests": lambda c: _lists(tests=2),
     },
     "01.3": {
         "sign_flipped": lambda c: _over(_within, -1),

@@ -211,6 +211,7 @@ WRONG = {
         "spread_of_all": lambda c: _added(lambda x, r, scale: scale * x.std()),
         "variance": lambda c: _added(lambda x, r, scale: scale * x[r].var()),
         "not_centred": lambda c: _added(_size, centre=1.0),
+        "generator_ignored": lambda c: lambda x, r, scale, generator: _added(_size)(x, r, scale, None),
         "other": lambda c: _added(lambda x, r, scale: 2 * scale * x[r].std()),
     },
 }

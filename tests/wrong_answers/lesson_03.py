@@ -95,7 +95,7 @@ WRONG = {
         "wrong_length": lambda c: lambda types, rng: [int(rng.integers(2)) for _ in set(types)],
         "not_labels": lambda c: lambda types, rng: [hash(t) % 7 + 2 for t in types],
         "per_prompt": lambda c: lambda types, rng: rng.integers(0, 2, len(types)).tolist(),
-        "one_class": lambda c: lambda types, rng: [1] * len(types),
+        "one_class": lambda c: _coin,
         "always_the_same": lambda c: lambda types, rng: [int(t.split()[1]) % 2 for t in types],
         "not_random": lambda c: _first_fixed,
     },
@@ -130,7 +130,7 @@ WRONG = {
 
 RIGHT = {
     "03.1": [lambda c: _by_topic],
-    "03.2": [lambda c: _coin, lambda c: _balanced],
+    "03.2": [lambda c: _balanced],
     "03.3": [lambda c: _flipped],
     "03.4": [lambda c: lambda x, labels: leace(x, labels)(x), lambda c: _by_hand],
     "03.5": [lambda c: lambda w, b, m, s: (w / s, b - (w * m / s).sum())],

@@ -1,0 +1,82 @@
+"""Run every solution from top to bottom, and write minutes and memory into the README's table of lessons' run times.
+
+    python -m tools.minutes            all lessons, one after the other, on an otherwise idle machine
+    python -m tools.minutes 03 04      these only; the other rows stay as they are
+
+Each runs in a kernel of its own, as Run All does. Minutes are by the wall clock; memory is the kernel's peak.
+"""
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+import time
+
+from tools.build_lessons import ROOT, execute, sources
+from tools.lesson_source import notebooks
+
+README = ROOT / "README.md"
+BEGIN, END = "<!-- by python -m tools.minutes -->", "<!-- end -->"
+
+
+def measure(number: str) -> tuple[float, float]:
+    """(minutes, peak memory in GB) of one solution, in a process of its own so that no other's memory counts."""
+    code = f"from tools.minutes import run; run({number!r})"
+    out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    seconds, kilobytes = map(float, out.split()[-2:])
+    return seconds / 60, kilobytes / 1e6
+
+
+def run(number: str) -> None:
+    """Execute one solution and print its seconds and its kernel's peak memory in kilobytes (0 on Windows)."""
+    (source,) = sources(ROOT, [number])
+    notebook, _ = notebooks(source)
+    began = time.time()
+    execute(notebook, source)
+    seconds, peak = time.time() - began, 0
+    if os.name != "nt":
+        import resource
+
+        peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+        peak /= 1024 if sys.platform == "darwin" else 1  # bytes there
+    print(seconds, peak)
+
+
+def read(text: str) -> dict[str, tuple[float, float]]:
+    """{lesson's number: (minutes, GB)} of the table in a README's text."""
+    part = text[text.index(BEGIN) : text.index(END)]
+    return {n: (float(m), float(g)) for n, m, g in re.findall(r"^\| (\d\d) \| ([\d.]+) \| ([\d.]+) \|$", part, re.M)}
+
+
+def table(rows: dict[str, tuple[float, float]], machine: str) -> str:
+    """The table as Markdown, between its marks."""
+    lines = [BEGIN, f"Run All, measured on {machine}:", "", "| lesson | minutes | memory, GB |", "|---|---|---|"]
+    lines += [f"| {number} | {minutes:.1f} | {memory:.1f} |" for number, (minutes, memory) in sorted(rows.items())]
+    lines += [f"| together | {sum(m for m, _ in rows.values()):.1f} | |", END]
+    return "\n".join(lines)
+
+
+def machine() -> str:
+    """In words, without a name."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{cores} processor cores without a GPU"
+
+
+def main() -> None:
+    """Parse the command line, measure, write after each lesson."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("lessons", nargs="*", metavar="NN")
+    args = parser.parse_args()
+    for source in sources(ROOT, args.lessons):
+        number = source.stem[:2]
+        minutes, memory = measure(number)
+        print(f"{number}: {minutes:.1f} minutes, {memory:.1f} GB", flush=True)
+        text = README.read_text(encoding="utf-8")
+        rows = read(text) | {number: (minutes, memory)}
+        start, end = text.index(BEGIN), text.index(END) + len(END)
+        README.write_text(text[:start] + table(rows, machine()) + text[end:], encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
