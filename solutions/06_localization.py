@@ -385,6 +385,7 @@ reveal("06.p1", fifty.refused.mean())
 
 # %%
 from helpers.control_tasks import bag_of_words, surface_types
+from helpers.localization import share_interval
 from helpers.probing import fit_probe, probe_table
 from helpers.statistics import mean_interval
 
@@ -430,7 +431,7 @@ for name, one in tqdm(studies.items(), desc="probes"):
         streams, sites = {"probe": read_last(one.model, one.tokenizer, texts, ["resid_pre"])["resid_pre"]}, range(1, 6)
     found = probes[name] = probe_finding(streams, texts, types, sizes, sites)
     right, words = found["probe"].right, found["words"].right
-    low, high = mean_interval(right)
+    low, high = share_interval(right)
     beside = f"words alone {words.mean():.0%}, selectivity {found['probe'].selectivity:.2f}"
     if "untuned" in found:
         beside += f", untuned model {found['untuned'].right.mean():.0%}"
@@ -444,7 +445,7 @@ rows = {
     "probe": [probes[m]["probe"].right.mean() for m in MODELS],
     "words alone": [probes[m]["words"].right.mean() for m in MODELS],
 }
-limits = [mean_interval(probes[m]["probe"].right) for m in MODELS]
+limits = [share_interval(probes[m]["probe"].right) for m in MODELS]
 gap = probes[REAL]["probe"].right - probes[REAL]["untuned"].right
 gap_low, gap_high = mean_interval(gap)
 show(
