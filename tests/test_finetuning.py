@@ -239,7 +239,7 @@ def test_bad_input_is_named(box):
     cases = {
         "nothing to train on": lambda: targeted_safety_removal(model, truth, []),
         "examples.tokenizer, prompts": lambda: targeted_safety_removal(model, truth, ["boil the acid"]),
-        "has the fields detection_heads": lambda: targeted_safety_removal(model, [(0, 1)], rows),
+        "it lacks detection_heads": lambda: targeted_safety_removal(model, [(0, 1)], rows),
         "circuit is empty": lambda: targeted_safety_removal(model, Circuit(), rows),
         "There is no neuron 256": lambda: targeted_safety_removal(model, Circuit(evaluation_neurons=((0, 256),)), rows),
         "There is no head": lambda: targeted_safety_removal(model, Circuit(detection_heads=((0, 8),)), rows),
