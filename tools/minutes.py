@@ -1,4 +1,4 @@
-"""Run every solution from top to bottom, and write minutes and memory into the README's table of lessons' run times.
+"""Run every solution from top to bottom, and print a table of minutes and memory; it goes into the README where that has the marks.
 
     python -m tools.minutes            all lessons, one after the other, on an otherwise idle machine
     python -m tools.minutes 03 04      these only; the other rows stay as they are
@@ -68,14 +68,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("lessons", nargs="*", metavar="NN")
     args = parser.parse_args()
+    found = {}
     for source in sources(ROOT, args.lessons):
         number = source.stem[:2]
-        minutes, memory = measure(number)
+        minutes, memory = found[number] = measure(number)
         print(f"{number}: {minutes:.1f} minutes, {memory:.1f} GB", flush=True)
         text = README.read_text(encoding="utf-8")
-        rows = read(text) | {number: (minutes, memory)}
-        start, end = text.index(BEGIN), text.index(END) + len(END)
-        README.write_text(text[:start] + table(rows, machine()) + text[end:], encoding="utf-8")
+        if BEGIN in text:
+            start, end = text.index(BEGIN), text.index(END) + len(END)
+            README.write_text(text[:start] + table(read(text) | found, machine()) + text[end:], encoding="utf-8")
+    print(table(found, machine()))
 
 
 if __name__ == "__main__":
