@@ -1,8 +1,10 @@
 """What stands outside the lessons and still has to fit them: workflows, pre-commit, Binder, TEACHING.md."""
 
+import importlib.util
 import re
 import shutil
 import subprocess
+import types
 from pathlib import Path
 
 import pytest
@@ -54,3 +56,23 @@ def test_a_table_of_minutes_is_read_as_it_was_written():
     text = minutes.table(rows, "a machine")
     assert minutes.read(f"before\n{text}\nafter") == rows
     assert "| together | 3.8 | |" in text and text.index("| 00 |") < text.index("| 03 |")
+
+
+def test_an_ordinary_run_leaves_the_long_solutions_to_the_schedule(monkeypatch):
+    monkeypatch.delenv("COURSE_SCHEDULED", raising=False)
+    spec = importlib.util.spec_from_file_location("root_conftest", ROOT / "conftest.py")
+    conftest = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(conftest)
+    every = sorted((ROOT / "solutions").glob("*.ipynb"))
+
+    def left_out(*given, folder=None):
+        ini = ["tests", "lessons", "solutions"]
+        config = types.SimpleNamespace(args=list(given) or ini, getini=lambda name: ini)
+        files = sorted((ROOT / folder).glob("*.ipynb")) if folder else every
+        return [path for path in files if conftest.pytest_ignore_collect(path, config)]
+
+    assert [path.stem[:2] for path in every if path not in left_out()] == list(conftest.SHORT)
+    assert not left_out(folder="lessons") and not left_out(str(ROOT / "solutions"))
+    assert every[4] not in left_out(str(every[4]))
+    monkeypatch.setenv("COURSE_SCHEDULED", "1")
+    assert not left_out()
