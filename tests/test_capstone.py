@@ -65,7 +65,7 @@ def test_a_part_of_the_blocks_is_a_part_of_a_pass_and_a_backward_costs_two(box):
         assert budget.used == pytest.approx(4 * 2 / 6)
     with Budget(model) as budget:
         attribute_nodes(twins, steps=1)
-        assert budget.used == pytest.approx(4 * 2 + 4 + 2 * 4)
+        assert budget.used == pytest.approx(4 + 4 + 2 * 4)  # the twins; the requests, and their backward
 
 
 def test_generation_counts_every_token(box):
