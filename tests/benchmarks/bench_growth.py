@@ -18,11 +18,13 @@ import pandas as pd
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from helpers.hooks import edit, read
+from helpers.hooks import read
 from helpers.models import dims_of, load_model
 from helpers.prompts import load_borderline, load_pairs, load_plain, pad
 from helpers.refusal import RefusalScore
 from helpers.sweep import Patch, Sweep
+from tests.benchmarks.bench_peers import timed
+from tests.benchmarks.peers import Plain
 
 COUNTS = (16, 64, 256, 1024, 2048)
 LAYERS, LENGTHS = (6, 12, 24, 48), (32, 64, 128, 256, 512)
@@ -80,22 +82,17 @@ def sweeping(layers: int, length: int) -> dict:
     value = torch.randn(ROWS, length, dims_of(model).d_model)
     patches = [Patch(site, layer, last, value) for layer in range(layers) for site in ("attn_out", "mlp_out")]
 
+    plain = Plain(model, batch)
+
     def whole(patch: Patch) -> torch.Tensor:
-        put = lambda x: torch.where(patch.columns[..., None], patch.values, x)  # noqa: E731
-        with edit(model, [(patch.site, patch.layer, put)]):
-            logits = model(**batch.inputs(), use_cache=False, logits_to_keep=1).logits[:, -1].double()
-        log_p = logits.log_softmax(-1)[:, [3, 7]].logsumexp(-1)
+        log_p = plain.patched(patch).double().log_softmax(-1)[:, [3, 7]].logsumexp(-1)
         return log_p - torch.log(-torch.expm1(log_p))
 
-    def clock(call):
-        began = time.process_time()
-        return call(), time.process_time() - began
-
-    model(**batch.inputs(), use_cache=False)
-    _, forward = clock(lambda: model(**batch.inputs(), use_cache=False, logits_to_keep=1))
-    ours, sweep = clock(lambda: Sweep(model, batch, score).scores(patches))
+    plain.forward()
+    forward, _ = timed(plain.forward)
+    sweep, ours = timed(lambda: Sweep(model, batch, score).scores(patches))
     some = patches[::5]
-    theirs, each = clock(lambda: torch.stack([whole(p) for p in some]))
+    each, theirs = timed(lambda: torch.stack([whole(p) for p in some]))
     assert torch.allclose(ours[::5].double(), theirs, atol=1e-3), float((ours[::5] - theirs).abs().max())
     return {
         "layers": layers,
