@@ -14,7 +14,8 @@ import torch
 
 from .glassbox_truth import INPUT, OUTPUT, Node
 from .hooks import edit
-from .node_effects import STEPS, channels_of
+from .models import dims_of
+from .node_effects import STEPS, channels_of, run_with_slopes
 from .wiring import Edge, Wiring, feeds
 
 
@@ -46,8 +47,10 @@ def attribute_edges(wiring: Wiring, steps: int = STEPS, each: Callable[[int, int
     gap = torch.stack([wiring.full[n] - wiring.spare[n] for n in sources])  # [source, pair, position, d_model]
     values = torch.full((len(sources), len(targets), len(wiring.twins)), torch.nan)
     start, goal = wiring.spare[INPUT], wiring.full[INPUT]
+    places = [(site, layer) for layer in range(wiring.n_layers) for site in ("resid_pre", "z", "attn_out", "mlp_out")]
+    places.append(("resid_post", wiring.n_layers - 1))
     for step in range(1, steps + 1):
-        run, slopes = _slopes(wiring, start + step / steps * (goal - start))
+        run, slopes = run_with_slopes(wiring.twins, "harmful", places, start + step / steps * (goal - start))
         for layer in range(wiring.n_layers + 1):
             for node, reads in _reads(wiring, layer, run, slopes):
                 j = targets.index(node)
@@ -62,42 +65,19 @@ def attribute_edges(wiring: Wiring, steps: int = STEPS, each: Callable[[int, int
     return EdgeEffects(sources, targets, values)
 
 
-def _slopes(wiring: Wiring, embedded: torch.Tensor) -> tuple[dict, dict]:
-    """The activations of a run that begins with these embeddings, and the gradients of the summed log-odds at them."""
-    held: dict[tuple[str, int], torch.Tensor] = {}
-    at = embedded.clone().requires_grad_(True)
-
-    def keep(site: str, layer: int):
-        def function(x: torch.Tensor) -> torch.Tensor:
-            x = at if (site, layer) == ("resid_pre", 0) else x
-            if x is not at:
-                x.retain_grad()
-            held[site, layer] = x
-            return x
-
-        return function
-
-    layers = range(wiring.n_layers)
-    edits = [(s, layer, keep(s, layer)) for layer in layers for s in ("resid_pre", "z", "attn_out", "mlp_out")]
-    edits.append(("resid_post", wiring.n_layers - 1, keep("resid_post", wiring.n_layers - 1)))
-    with torch.enable_grad():
-        wiring.twins.odds_of(wiring.twins.logits("harmful", edits)).sum().backward()
-    return {key: x.detach() for key, x in held.items()}, {key: x.grad for key, x in held.items()}
-
-
 def _reads(wiring: Wiring, layer: int, run: dict, slopes: dict):
     """(component, gradients at the stream that it reads) for those of a layer: one gradient, of an MLP two (what enters
     the block, and what attention adds). Behind the last layer: the output."""
     if layer == wiring.n_layers:
         yield OUTPUT, [slopes["resid_post", layer - 1]]
         return
-    heads = [n for n in wiring.nodes if n.layer == layer and n.kind == "head"]
+    heads, dims = [n for n in wiring.nodes if n.layer == layer and n.kind == "head"], dims_of(wiring.model)
     x = run["resid_pre", layer]
     with torch.enable_grad():
         if heads:
             own = x.repeat(len(heads), 1, 1).requires_grad_(True)
             z = wiring.z_of(layer, own).view(len(heads), *x.shape[:2], -1)
-            parts = [channels_of(wiring.model, n)[1] for n in heads]
+            parts = [channels_of(dims, n)[1] for n in heads]
             total = sum((z[k, ..., p] * slopes["z", layer][..., p]).sum() for k, p in enumerate(parts))
             (found,) = torch.autograd.grad(total, own)
             yield from ((n, [g]) for n, g in zip(heads, found.view(len(heads), *x.shape), strict=True))
@@ -141,7 +121,7 @@ def _with_read(wiring: Wiring, target: Node, change: torch.Tensor, same: torch.T
     layer = target.layer
     x = clean["resid_pre"][layer].repeat(copies, 1, 1)
     if target.kind == "head":
-        part = channels_of(wiring.model, target)[1]
+        part = channels_of(dims_of(wiring.model), target)[1]
         z = wiring.z_of(layer, x + change.flatten(0, 1))[..., part]
 
         def own(activation: torch.Tensor) -> torch.Tensor:

@@ -97,7 +97,7 @@ class Ablator:
         width["z"], width["neurons"] = dims.n_heads * dims.d_head, dims.d_mlp
         out = {site: torch.full((dims.n_layers, wide), outside) for site, wide in width.items()}
         for node in nodes:
-            site, part = channels_of(self.twins.model, node)
+            site, part = channels_of(dims, node)
             out[site][node.layer, part] = not outside
         return [
             (site, layer, self._edit(site, layer, gone))

@@ -14,7 +14,6 @@ from .circuit_weights import Circuit, parameters_in, weight_masks
 from .faithfulness import Ablator
 from .glassbox_truth import Node
 from .node_effects import NodeEffects
-from .statistics import mean_interval
 
 FINDINGS = ("few neurons", "easily read", "a compact circuit", "cheaply removed")
 BEYOND = "more than was tried"
@@ -62,14 +61,6 @@ class Findings:
         order = sorted(self._rows, key=lambda key: FINDINGS.index(key[0]))
         index = pd.MultiIndex.from_tuples(order, names=["finding", "model"])
         return pd.DataFrame([self._rows[key] for key in order], index=index)
-
-
-def share_interval(shares: Sequence[float]) -> tuple[float, float]:
-    """95% interval of the mean over topics of a share right, each 0 to 1, [topic]: the bootstrap, or Wilson's where all topics
-    are wholly right (or wrong), since a bootstrap of these would have no width. Raises ValueError for no topics."""
-    shares = np.asarray(shares, dtype=float)
-    alike = len(shares) and (shares == shares[0]).all() and shares[0] in (0, 1)
-    return mean_interval(shares == 1 if alike else shares)
 
 
 def _written(number: float, fmt: str) -> str:

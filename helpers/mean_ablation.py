@@ -57,7 +57,8 @@ def neurons_by_layer(model, neurons) -> dict[int, list[int]]:
             layer, neuron = int(layer), int(neuron)
         except (TypeError, ValueError):
             raise ValueError(f"{place!r} is not a (layer, neuron) pair, such as (12, 340).") from None
-        check_site(model, "neurons", layer)
+        if layer not in found:
+            check_site(model, "neurons", layer)
         if not 0 <= neuron < width:
             raise ValueError(f"There is no neuron {neuron}: the neurons of a layer are 0 to {width - 1}.")
         found.setdefault(layer, []).append(neuron)

@@ -17,8 +17,8 @@ import torch
 
 from .glassbox_truth import Node
 from .hooks import edit
-from .models import dims_of
-from .twins import SIDES, Twins, groups_of
+from .models import Dims, dims_of
+from .twins import SIDES, Twins
 
 STEPS = 5  # of the integral; Hanna et al. 2024 find no gain beyond this
 SITES = ("z", "mlp_out", "neurons")  # where heads, MLPs and neurons act
@@ -57,17 +57,20 @@ def attribute_nodes(twins: Twins, steps: int = STEPS, into: str = "harmful") -> 
     giver = giver_of(into)
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise ValueError(f"steps is how many gradients are averaged, at least 1; {steps!r} is not such a number.")
-    layers = range(dims_of(twins.model).n_layers)
+    dims = dims_of(twins.model)
+    layers = range(dims.n_layers)
     other = twins.read(giver, [*SITES, "resid_pre"])
-    here, slopes = _with_slopes(twins, into)  # the way's end, and so its last step
+    places = [(site, layer) for site in SITES for layer in layers]
+    here, slopes = run_with_slopes(twins, into, places)  # the way's end, and so its last step
     start, goal = other["resid_pre"][0], here["resid_pre", 0]
     for step in range(1, steps):
-        _, more = _with_slopes(twins, into, start + step / steps * (goal - start))
+        _, more = run_with_slopes(twins, into, places, start + step / steps * (goal - start))
         slopes = {place: slope + more[place] for place, slope in slopes.items()}
-    n_heads, d_head = groups_of(twins.model)
     sign = 1 if into == "harmful" else -1
     lost = {s: [sign / steps * (here[s, i] - other[s][i]) * slopes[s, i] for i in layers] for s in SITES}
-    heads_at = torch.stack([x.unflatten(-1, (n_heads, d_head)).sum(-1).transpose(1, 2) for x in lost["z"]], 1).cpu()
+    heads_at = torch.stack(
+        [x.unflatten(-1, (dims.n_heads, dims.d_head)).sum(-1).transpose(1, 2) for x in lost["z"]], 1
+    ).cpu()
     return NodeEffects(
         heads_at.sum(-1),
         torch.stack([x.sum((1, 2)) for x in lost["mlp_out"]], 1).cpu(),
@@ -76,23 +79,25 @@ def attribute_nodes(twins: Twins, steps: int = STEPS, into: str = "harmful") -> 
     )
 
 
-def _with_slopes(twins: Twins, side: str, start: torch.Tensor | None = None) -> tuple[dict, dict]:
-    """Activations of a side, {(site, layer): [pair, position, width]}, the embedding as ("resid_pre", 0), and the gradients
-    of the summed log-odds at them. start: what the run begins with instead of its own embedding."""
+def run_with_slopes(
+    twins: Twins, side: str, places: Iterable[tuple[str, int]], start: torch.Tensor | None = None
+) -> tuple[dict, dict]:
+    """Activations of a side at places, {(site, layer): [pair, position, width]}, the embedding as ("resid_pre", 0), and the
+    gradients of the summed log-odds at them. start: what the run begins with instead of its own embedding."""
     held: dict[tuple[str, int], torch.Tensor] = {}
+    entry = ("resid_pre", 0)
 
     def begin(x: torch.Tensor) -> torch.Tensor:
-        held["resid_pre", 0] = (x if start is None else start).detach().requires_grad_(True)
-        return held["resid_pre", 0]
+        held[entry] = (x if start is None else start).detach().requires_grad_(True)
+        return held[entry]
 
-    def keep(site: str, layer: int):
+    def keep(place: tuple[str, int]):
         def function(x: torch.Tensor) -> None:
-            held[site, layer] = x
+            held[place] = x
 
         return function
 
-    layers = range(dims_of(twins.model).n_layers)
-    edits = [("resid_pre", 0, begin), *((s, layer, keep(s, layer)) for s in SITES for layer in layers)]
+    edits = [(*entry, begin), *((*place, keep(place)) for place in places if place != entry)]
     with torch.enable_grad():
         slopes = torch.autograd.grad(twins.odds_of(twins.logits(side, edits)).sum(), list(held.values()))
     return {place: x.detach() for place, x in held.items()}, dict(zip(held, slopes, strict=True))
@@ -105,25 +110,24 @@ def giver_of(into: str) -> str:
     return SIDES[1 - SIDES.index(into)]
 
 
-def channels_of(model, node: Node) -> tuple[str, slice]:
-    """(site, channels) of a component: its part of z, or of the neurons; an MLP is all neurons of its layer."""
-    n_heads, d_head = groups_of(model)
-    dims = dims_of(model)
-    sizes = {"head": n_heads, "neuron": dims.d_mlp, "mlp": 1}
+def channels_of(dims: Dims, node: Node) -> tuple[str, slice]:
+    """(site, channels) of a component of a model of these sizes: its part of z, or of the neurons; an MLP is all neurons of its layer."""
+    sizes = {"head": dims.n_heads, "neuron": dims.d_mlp, "mlp": 1}
     if node.kind not in sizes:
         raise ValueError(f"A component is a head, a neuron or an mlp; {tuple(node)} is none of them.")
     if not (0 <= node.layer < dims.n_layers and 0 <= node.index < sizes[node.kind]):
         raise ValueError(f"There is no {node.kind} {node.index} in layer {node.layer} of this model.")
     if node.kind == "head":
-        return "z", slice(node.index * d_head, (node.index + 1) * d_head)
+        return "z", slice(node.index * dims.d_head, (node.index + 1) * dims.d_head)
     return "neurons", slice(None) if node.kind == "mlp" else slice(node.index, node.index + 1)
 
 
 def held(model, nodes: Iterable[Node], values: dict[str, list[torch.Tensor]]) -> list[tuple]:
     """Edits (of `hooks.edit`) that hold these components at values, {site: list over layers of [pair, position, width]}."""
     parts: dict[tuple[str, int], list[slice]] = {}
+    dims = dims_of(model)
     for node in nodes:
-        site, part = channels_of(model, node)
+        site, part = channels_of(dims, node)
         parts.setdefault((site, node.layer), []).append(part)
 
     def put(site: str, layer: int):
@@ -153,7 +157,8 @@ def patch_nodes(
     component that is not there, or another side.
     """
     nodes, giver = list(nodes), giver_of(into)
-    places = [channels_of(twins.model, node) for node in nodes]
+    dims = dims_of(twins.model)
+    places = [channels_of(dims, node) for node in nodes]
     clean = twins.read(into, ["resid_pre"])["resid_pre"]
     donor = twins.read(giver, ["z", "neurons"])
     before, moved, done = twins.odds(into), np.zeros((len(nodes), len(twins))), 0

@@ -20,6 +20,14 @@ def mean_interval(values: Sequence[float] | np.ndarray, level: float = 0.95) -> 
     return bootstrap_interval(values, level=level)
 
 
+def share_interval(shares: Sequence[float] | np.ndarray, level: float = 0.95) -> tuple[float, float]:
+    """Interval of the mean over topics of a share, each 0 to 1, [topic]: the bootstrap, or Wilson's where all topics are
+    wholly right (or wrong), since a bootstrap of these would have no width. Raises ValueError on an empty list."""
+    shares = np.asarray(shares)
+    alike = len(shares) and (shares == shares[0]).all() and shares[0] in (0, 1)
+    return mean_interval(shares == 1 if alike else shares, level)
+
+
 def wilson_interval(hits: int, n: int, level: float = 0.95) -> tuple[float, float]:
     """Wilson's interval of the share hits / n: never of zero width, never outside 0 to 1. Source: Wilson 1927."""
     z = NormalDist().inv_cdf(0.5 + level / 2)

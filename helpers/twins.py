@@ -15,7 +15,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from .hooks import edit, forward_as, record
-from .models import body_of, dims_of, final_norm_of, layers_of, unembedding_of
+from .models import body_of, final_norm_of, layers_of, unembedding_of
 from .prompts import LAST, chat_text, check_prompts, pad, pad_token_id, tokenize
 from .refusal import refusal_score_of
 from .roles import members
@@ -156,22 +156,25 @@ class Twins:
         self, side: str, sites: Sequence[str], edits: Iterable
     ) -> tuple[torch.Tensor, dict[str, list[torch.Tensor]]]:
         """Logits of the answer's first token, and activations at these sites, of a run under edits."""
-        edits, layers = list(edits), range(len(layers_of(self.model)))
+        edits = list(edits)
         if self._kept is None or not set(sites) <= set(KEPT):
-            with self._noting(sites, layers) as seen:
-                logits = self.logits(side, edits)
-            return logits, {site: [seen[site][layer] for layer in layers] for site in sites}
+            return self._whole_run(side, sites, edits)
         if side not in self._kept:
-            with self._noting(KEPT, layers) as seen:
-                logits = self.logits(side)
-            self._kept[side] = logits, {site: [seen[site][layer] for layer in layers] for site in KEPT}
+            self._kept[side] = self._whole_run(side, KEPT, ())
         logits, known = self._kept[side]
         if not edits:
             return logits, {site: known[site] for site in sites}
-        lowest = min(layer for _, layer, _ in edits)
+        layers, lowest = range(len(layers_of(self.model))), min(layer for _, layer, _ in edits)
         with self._noting(sites, layers[lowest:]) as seen, edit(self.model, edits):
             logits = self.resume(lowest, known["resid_pre"][lowest])
         return logits, {site: known[site][:lowest] + [seen[site][layer] for layer in layers[lowest:]] for site in sites}
+
+    def _whole_run(self, side: str, sites: Sequence[str], edits: Iterable):
+        """The same, from the first block on."""
+        layers = range(len(layers_of(self.model)))
+        with self._noting(sites, layers) as seen:
+            logits = self.logits(side, edits)
+        return logits, {site: [seen[site][layer] for layer in layers] for site in sites}
 
     def _noting(self, sites: Sequence[str], layers: Iterable[int]):
         """`record`, also of nothing."""
@@ -263,9 +266,3 @@ def attention_weights(twins: Twins, side: str = "harmful", keep: Callable | None
     with eager_attention(twins.model):
         out = body_of(twins.model)(**twins.inputs(side), output_attentions=True)
     return [weights.float() if keep is None else keep(weights.float()) for weights in out.attentions]
-
-
-def groups_of(model) -> tuple[int, int]:
-    """(heads of a layer, width of one): how z falls into heads."""
-    dims = dims_of(model)
-    return dims.n_heads, dims.d_head

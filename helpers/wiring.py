@@ -20,7 +20,7 @@ from .models import UnknownArchitecture, attention_write_of, dims_of, layers_of,
 from .models import attention_of as _attention_of
 from .models import mlp_of as _mlp_of
 from .models import mlp_write_of as _mlp_write_of
-from .twins import SIDES, Twins, groups_of
+from .twins import SIDES, Twins
 
 Edge = tuple[Node, Node]
 
@@ -116,7 +116,7 @@ class Wiring:
 
     def of_head(self, node: Node, z: torch.Tensor) -> torch.Tensor:
         """What a head writes, from the z of its layer."""
-        d_head = groups_of(self.model)[1]
+        d_head = dims_of(self.model).d_head
         part = slice(node.index * d_head, (node.index + 1) * d_head)
         return z[..., part] @ self._columns[node.layer][:, part].T
 

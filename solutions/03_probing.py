@@ -528,7 +528,7 @@ for name, text in (("harmful", twin.harmful), ("harmless", twin.harmless)):
 
 # %%
 from helpers.logistic import fit_logistic
-from helpers.statistics import mean_interval
+from helpers.statistics import mean_interval, share_interval
 
 of_kind = np.array([p.kind for p in method] * 2)
 train = torch.tensor(np.stack([of_kind == kind for kind in kinds]))
@@ -554,7 +554,7 @@ for name, row in (
     ("the unseen kind", by_topic[[p.kind not in kinds for p in tests]]),
     ("borderline taken for harmful", says),
 ):
-    low, high = mean_interval(row)
+    low, high = share_interval(row)
     print(f"{name:30} {row.mean():.0%} ({low:.0%} to {high:.0%}, n = {len(row)})")
 
 # %% [markdown]

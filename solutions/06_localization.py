@@ -385,9 +385,8 @@ reveal("06.p1", fifty.refused.mean())
 
 # %%
 from helpers.control_tasks import bag_of_words, surface_types
-from helpers.localization import share_interval
 from helpers.probing import fit_probe, probe_table
-from helpers.statistics import mean_interval
+from helpers.statistics import mean_interval, share_interval
 
 
 def probe_finding(streams, prompts, types, sizes, sites):
@@ -873,7 +872,9 @@ second = second_of(stream, direction)
 few_meter = fresh(CostMeter(model, tokenizer, asked[::2], plain[:6]))
 cuts = {"none": [], "first": [direction], "second": [second], "both": [direction, second]}
 cut_costs = {name: few_meter.measure(without_directions(model, cut, first)) for name, cut in cuts.items()}
-random_cuts = [few_meter.odds(ablation_of(model, r, first)).mean() for r in tqdm(studies[REAL].luck[:10], desc="random directions")]
+random_cuts = [
+    few_meter.odds(ablation_of(model, r, first)).mean() for r in tqdm(studies[REAL].luck[:10], desc="random directions")
+]
 box_twins = {"first": [], "second": [], "both": [], "random, lowest": [], "random, mean": []}
 for kind in KINDS:
     one = studies[kind]

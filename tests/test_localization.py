@@ -21,7 +21,6 @@ from helpers.localization import (
     count_interval,
     rank_correlation,
     ranks,
-    share_interval,
     smallest_count,
     strongest,
     weights_of,
@@ -29,7 +28,6 @@ from helpers.localization import (
 from helpers.next_directions import between, next_direction, read_last, successive_directions
 from helpers.node_effects import attribute_nodes, held
 from helpers.self_repair import Cuts, cut_response, together
-from helpers.statistics import mean_interval, wilson_interval
 from helpers.twins import Twins
 
 
@@ -319,12 +317,3 @@ def test_what_lies_between_two_directions_is_a_unit():
     assert between(one, other, 60) @ one == pytest.approx(0.5, abs=1e-5)
     with pytest.raises(ValueError, match="no length"):
         next_direction(one[None], 0 * one[None], [one])
-
-
-def test_a_share_that_is_whole_in_every_topic_still_has_a_width():
-    low, high = share_interval([1.0] * 16)
-    assert low == pytest.approx(wilson_interval(16, 16)[0]) and high == 1
-    mixed = [1.0, 0.5, 1.0, 0.0, 0.5]
-    assert share_interval(mixed) == mean_interval(mixed)
-    with pytest.raises(ValueError, match="at least one value"):
-        share_interval([])

@@ -7,6 +7,7 @@ from families import CONFIGS
 from naive_twins import PAIRS, put, seen, twins_of
 
 from helpers.glassbox import Node, glassbox_prompts, load_glassbox, ranked, score
+from helpers.models import dims_of
 from helpers.node_effects import attribute_nodes, channels_of, patch_nodes
 from helpers.twins import Twins
 
@@ -113,8 +114,8 @@ def test_bad_input_gets_one_sentence():
         with pytest.raises(ValueError, match="steps is how many"):
             attribute_nodes(twins, steps)
     with pytest.raises(ValueError, match="no head 4 in layer 0"):
-        channels_of(twins.model, Node("head", 0, 4))
+        channels_of(dims_of(twins.model), Node("head", 0, 4))
     with pytest.raises(ValueError, match="a neuron or an mlp"):
-        channels_of(twins.model, Node("layer", 0, 4))
+        channels_of(dims_of(twins.model), Node("layer", 0, 4))
     with pytest.raises(ValueError, match="There is no side"):
         patch_nodes(twins, NODES, "benign")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from helpers.statistics import bootstrap_interval, mean_interval, wilson_interval
+from helpers.statistics import bootstrap_interval, mean_interval, share_interval, wilson_interval
 
 
 def test_the_interval_of_a_mean_agrees_with_the_formula():
@@ -46,3 +46,12 @@ def test_a_paired_difference_of_ones_and_noughts_is_no_share():
 def test_an_empty_list_is_refused(interval):
     with pytest.raises(ValueError, match="at least one value"):
         interval([])
+
+
+def test_a_share_that_is_whole_in_every_topic_still_has_a_width():
+    low, high = share_interval([1.0] * 16)
+    assert low == pytest.approx(wilson_interval(16, 16)[0]) and high == 1
+    mixed = [1.0, 0.5, 1.0, 0.0, 0.5]
+    assert share_interval(mixed) == mean_interval(mixed)
+    with pytest.raises(ValueError, match="at least one value"):
+        share_interval([])
