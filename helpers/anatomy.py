@@ -32,7 +32,7 @@ def box_diagram(truth: Truth) -> Figure:
     ax.axis("off")
     for one, other in truth.edges:
         (x0, y0), (x1, y1) = place[one], place[other]
-        ax.plot([x0, x1], [y0, y1], color="#999999", linewidth=0.9, alpha=0.55, marker="none", linestyle="-", zorder=1)
+        ax.plot([x0, x1], [y0, y1], color="#777777", linewidth=0.9, alpha=0.55, marker="none", linestyle="-", zorder=1)
     for name, (_, color, marker) in STAGES.items():
         x, y = zip(*(place[node] for node in stage if stage[node] == name), strict=True)
         ax.scatter(x, y, s=330, c=color, marker=marker, edgecolors=INK, linewidths=1.2, zorder=3)

@@ -39,7 +39,7 @@ def lines_by_layer(table: pd.DataFrame, value: str = "share_of_gap", components:
                 ax.plot(one.layer, one[value], color=color, marker=MARKERS[place], linestyle=DASHES[place],
                         label=COMPONENTS.get(component, component), markeredgecolor="#333333", markeredgewidth=0.6)  # fmt: skip
                 ax.fill_between(one.layer, one[limits[0]], one[limits[1]], color=color, alpha=0.2, linewidth=0)
-            ax.axhline(0, color="#999999", linewidth=1, zorder=0)
+            ax.axhline(0, color="#777777", linewidth=1, zorder=0)
             ax.set(xlabel="layer", title=TITLES[direction])
         axes[0].set_ylabel(NAMES[value])
         axes[0].legend(loc="upper left")
@@ -116,8 +116,8 @@ def corner(
         if line is not None:
             ax.axhline(line, color="#555555", linestyle=":", linewidth=1.4)
             ax.axvline(line, color="#555555", linestyle=":", linewidth=1.4)
-        ax.axhline(0, color="#BBBBBB", linewidth=1, zorder=0)
-        ax.axvline(0, color="#BBBBBB", linewidth=1, zorder=0)
+        ax.axhline(0, color="#888888", linewidth=1, zorder=0)
+        ax.axvline(0, color="#888888", linewidth=1, zorder=0)
         ax.set(xlabel=f"harmless into harmful (needed): {value}", ylabel=f"harmful into harmless (enough): {value}")
         if len(points) > 1:
             ax.legend()
@@ -167,7 +167,7 @@ def mended_panels(table: pd.DataFrame, ylim: tuple[float, float] = (-0.3, 1.35))
                 ax.plot(one.layer, one.share_of_gap, color=color, marker=marker, linestyle="-" if size > 1 else ":", label=label)  # fmt: skip
                 if size > 1:
                     ax.fill_between(one.layer, one.low, one.high, color=color, alpha=0.15, linewidth=0)
-            ax.axhline(0, color="#999999", linewidth=1, zorder=0)
+            ax.axhline(0, color="#777777", linewidth=1, zorder=0)
             if row == 0:
                 ax.set_title("last token" if places[column] == -1 else places[column])
             if row == len(components) - 1:

@@ -487,7 +487,7 @@ for ax, values, label in (
             **edge,
         )
     ax.set(xlabel=label)
-    ax.axhline(0, color="#999999", linewidth=1, linestyle="-", zorder=0)
+    ax.axhline(0, color="#777777", linewidth=1, linestyle="-", zorder=0)
 axes[0].set(ylabel="refusal log-odds lost by ablation")
 axes[0].legend()
 tops = {name: np.mean([loss[p] for p in tried if p in members]) for name, members, _, _ in sorts}

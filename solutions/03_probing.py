@@ -734,7 +734,7 @@ ax.errorbar(
     ecolor=CONTROL,
     capsize=3,
 )
-ax.axvline(0, color="#999999", linewidth=1, zorder=0)
+ax.axvline(0, color="#777777", linewidth=1, zorder=0)
 ax.set_yticks(range(count), labels=[f"layer {at}, head {h}: reads {heads.accuracy[at, h]:.0%}" for at, h in top])
 ax.invert_yaxis()
 ax.set(xlabel="refusal log-odds lost without it")

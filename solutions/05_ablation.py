@@ -246,7 +246,7 @@ fig, axes = figure(1, 2, size=(10.4, 3.9))
 for ax, name, label in ((axes[0], "log-odds", "refusal log-odds, harmful"), (axes[1], "facts known", "facts known")):
     for place, kind in enumerate(KINDS):
         ax.plot(STRENGTHS, [by_strength[kind, s][name] for s in STRENGTHS], marker=MARKERS[place], label=kind)
-    ax.axvline(1, color="#999999", linestyle=":", linewidth=1.4)
+    ax.axvline(1, color="#777777", linestyle=":", linewidth=1.4)
     ax.set(xlabel="strength of the ablation", ylabel=label)
 axes[0].axhline(0, color="#555555", linestyle=":", linewidth=1.4)
 axes[1].set(ylim=(-0.04, 1.08))

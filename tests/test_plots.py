@@ -1,7 +1,9 @@
 """Figures: alt text always, one picture each, colours that stay apart, and a second cue besides them."""
 
+import ast
 import base64
 import itertools
+from pathlib import Path
 
 import matplotlib
 import matplotlib.pyplot as plt
@@ -11,6 +13,7 @@ import pytest
 from helpers import figures, plots, progress
 
 matplotlib.use("Agg")
+ROOT = Path(__file__).parents[1]
 ALT = "Two bars, the first nine times as high as the second."
 
 
@@ -176,3 +179,50 @@ def test_makers_leave_the_style_outside_alone():
     two_bars()
     assert dict(matplotlib.rcParams) == before
     assert figures.figure()[0].get_size_inches().tolist() == list(figures.STYLE["figure.figsize"])
+
+
+# --- what lessons and helpers draw themselves ------------------------------------------------------------------
+
+LINES = {
+    "plot",
+    "axhline",
+    "axvline",
+    "hlines",
+    "vlines",
+    "text",
+    "annotate",
+    "scatter",
+    "errorbar",
+    "add_line",
+    "step",
+}
+INK = {"color", "c", "edgecolor", "edgecolors", "ecolor", "markeredgecolor"}
+
+
+def drawn_colours(source: str):
+    """(line, colour) of every colour that is written out in a call that draws a line, a mark or a word."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call) and getattr(node.func, "attr", "") in LINES:
+            for given in node.keywords:
+                if (
+                    given.arg in INK
+                    and isinstance(given.value, ast.Constant)
+                    and str(given.value.value).startswith("#")
+                ):
+                    yield node.lineno, given.value.value
+
+
+@pytest.mark.parametrize(
+    "path", sorted([*(ROOT / "solutions").glob("*.py"), *(ROOT / "helpers").glob("*.py")]), ids=lambda p: p.stem
+)
+def test_lines_and_words_stand_out_from_white(path):
+    """3:1, as WCAG asks of graphics. The palette's own light colours always come with a mark, a dash or a hatch."""
+    for line, colour in drawn_colours(path.read_text(encoding="utf-8")):
+        contrast = 1.05 / (linear(colour) @ [0.2126, 0.7152, 0.0722] + 0.05)
+        assert contrast >= 3, f"{path.name}, line {line}: {colour} has a contrast of {contrast:.1f} to white"
+
+
+def test_a_pale_line_is_found():
+    assert list(drawn_colours('ax.axhline(0, color="#CCCCCC")\nax.fill_between(x, y, color="#DDDDDD")')) == [
+        (1, "#CCCCCC")
+    ]

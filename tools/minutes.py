@@ -2,6 +2,7 @@
 
     python -m tools.minutes            all lessons, one after the other, on an otherwise idle machine
     python -m tools.minutes 03 04      these only; the other rows stay as they are
+    python -m tools.minutes --build    and keep what was run: writes the notebooks too, as `course.py build` does
 
 Each runs in a kernel of its own, as Run All does. Minutes are by the wall clock; memory is the kernel's peak.
 """
@@ -13,27 +14,30 @@ import subprocess
 import sys
 import time
 
-from tools.build_lessons import ROOT, execute, sources
+from tools.build_lessons import ROOT, build, execute, sources
 from tools.lesson_source import notebooks
 
 README = ROOT / "README.md"
 BEGIN, END = "<!-- by python -m tools.minutes -->", "<!-- end -->"
 
 
-def measure(number: str) -> tuple[float, float]:
+def measure(number: str, keep: bool = False) -> tuple[float, float]:
     """(minutes, peak memory in GB) of one solution, in a process of its own so that no other's memory counts."""
-    code = f"from tools.minutes import run; run({number!r})"
-    out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    code = f"from tools.minutes import run; run({number!r}, {keep})"
+    out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout
     seconds, kilobytes = map(float, out.split()[-2:])
     return seconds / 60, kilobytes / 1e6
 
 
-def run(number: str) -> None:
-    """Execute one solution and print its seconds and its kernel's peak memory in kilobytes (0 on Windows)."""
+def run(number: str, keep: bool = False) -> None:
+    """Execute one solution and print its seconds and its kernel's peak memory in kilobytes (0 on Windows). keep: write the
+    notebooks. Ends with the lint's findings if there are any."""
     (source,) = sources(ROOT, [number])
-    notebook, _ = notebooks(source)
     began = time.time()
-    execute(notebook, source)
+    if keep and (findings := build(source, force=True)):
+        raise SystemExit("\n".join(map(str, findings)))
+    if not keep:
+        execute(notebooks(source)[0], source)
     seconds, peak = time.time() - began, 0
     if os.name != "nt":
         import resource
@@ -67,11 +71,12 @@ def main() -> None:
     """Parse the command line, measure, write after each lesson."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("lessons", nargs="*", metavar="NN")
+    parser.add_argument("--build", action="store_true", help="write the notebooks too")
     args = parser.parse_args()
     found = {}
     for source in sources(ROOT, args.lessons):
         number = source.stem[:2]
-        minutes, memory = found[number] = measure(number)
+        minutes, memory = found[number] = measure(number, args.build)
         print(f"{number}: {minutes:.1f} minutes, {memory:.1f} GB", flush=True)
         text = README.read_text(encoding="utf-8")
         if BEGIN in text:

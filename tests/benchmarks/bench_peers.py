@@ -23,10 +23,12 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import torch
+from matplotlib.ticker import LogLocator
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from helpers.figures import figure
 from helpers.hooks import ablate_direction, record
 from helpers.models import dims_of, load_model
 from helpers.neurons import SafetyNeuronFinder
@@ -329,19 +331,20 @@ def write(table: pd.DataFrame, ratios: pd.DataFrame, out: Path, what: str) -> No
     }
     (out / "peers.json").write_text(json.dumps(machine, indent=1) + "\n", encoding="utf-8")
     matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    fig, ax = plt.subplots(figsize=(9, 5), layout="constrained")
+    fig, ax = figure(size=(9, 5))
     marks = {"floor": "|", "plain loop": "s", "transformers, batched": "o", "TransformerLens": "^", "nnsight": "D"}
     for name, mark in marks.items():
         if name in table:
-            ax.plot(table[name] / table["ours"], range(len(table)), mark, label=name, markersize=9)
+            ax.plot(table[name] / table["ours"], range(len(table)), linestyle="", marker=mark, label=name, markersize=9)
     ax.axvline(1, color="#555555", linewidth=1)
     ax.set(
         xscale="log", yticks=range(len(table)), yticklabels=table.index, xlabel="times as long as the course's helpers"
     )
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.xaxis.set_major_formatter("{x:g}")
+    ax.xaxis.set_minor_formatter("")
     ax.invert_yaxis()
-    ax.legend()
+    fig.legend(loc="outside lower center", ncols=len(marks))
     fig.savefig(out / "peers.png", dpi=150)
 
 
