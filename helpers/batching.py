@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import torch
+from tqdm import tqdm
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
 
@@ -13,19 +14,22 @@ def in_batches(
 ) -> list[Result]:
     """`run` over the items, `batch_size` at a time; one result for each item, in their order.
 
-    When a GPU runs out of memory the batch is halved and tried again, down to one item, whose error is raised.
+    When a GPU runs out of memory the batch is halved and tried again, down to one item, whose error is raised. What takes
+    over two seconds shows a progress bar.
     """
     if batch_size < 1:
         raise ValueError(f"A batch needs at least one item, not batch_size={batch_size}.")
     results: list[Result] = []
-    while len(results) < len(items):
-        part = list(items[len(results) : len(results) + batch_size])
-        try:
-            results.extend(run(part))
-        except RuntimeError as error:
-            if len(part) == 1 or not out_of_memory(error):
-                raise
-            batch_size = len(part) // 2
+    with tqdm(total=len(items), desc="prompts", delay=2, leave=False, disable=len(items) <= batch_size) as bar:
+        while len(results) < len(items):
+            part = list(items[len(results) : len(results) + batch_size])
+            try:
+                results.extend(run(part))
+            except RuntimeError as error:
+                if len(part) == 1 or not out_of_memory(error):
+                    raise
+                batch_size = len(part) // 2
+            bar.update(len(results) - bar.n)
     return results
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from .glassbox_language import glassbox_prompts, language
-from .prompts import LAST, chat_text, pad, pad_token_id, tokenize
+from .prompts import CACHE, LAST, chat_text, pad, pad_token_id, tokenize
 
 DATA = Path(__file__).parent / "data" / "facts"
 
@@ -89,7 +89,7 @@ def _next_word(model, tokenizer, batch, starts: list[str]) -> torch.Tensor:
         input_ids=rows.input_ids,
         attention_mask=torch.cat([batch.attention_mask, rows.attention_mask], -1),
         position_ids=rows.position_ids + batch.position_ids[:, -1:] + 1,
-        past_key_values=first.past_key_values,
+        **{CACHE: first[CACHE]},
         use_cache=True,
     )
     return then.logits[torch.arange(len(starts), device=then.logits.device), rows.last]

@@ -77,7 +77,7 @@ def kept(scores: torch.Tensor, start: int = 1) -> list[Place]:
     return order[: cut_ranking([float(scores[p]) for p in order], start)]
 
 
-def change_at_end(twins: Twins, runs: Sequence[dict], site: str) -> torch.Tensor:
+def change_at_end(runs: Sequence[dict], site: str) -> torch.Tensor:
     """Harmful less harmless at the last position, [pair, layer, width]."""
     return torch.stack([(a - b)[:, -1] for a, b in zip(runs[0][site], runs[1][site], strict=True)], 1)
 
@@ -169,11 +169,11 @@ def solve(model, tokenizer, pairs: int = PAIRS) -> Findings:
     production = kept(spoken, start=4)
     hears = min(layer for layer, _ in production)
     direction = heard_direction(runs, hears)
-    written = head_writes(model, change_at_end(twins, runs, "z"), direction)
+    written = head_writes(model, change_at_end(runs, "z"), direction)
     written[hears + 1 :] = 0  # a head behind the first who speak has nothing to tell them
     decision = kept(written)
     decides = min(layer for layer, _ in decision)
-    onto = change_at_end(twins, runs, "neurons") * write_onto(model, direction)
+    onto = change_at_end(runs, "neurons") * write_onto(model, direction)
     onto = by_domain(onto, [p.kind for p in chosen])
     onto[decides:] = 0
     evaluation = kept(onto, start=8)

@@ -14,7 +14,7 @@ import torch
 
 from .directions import kl_divergence, next_token_log_probs
 from .packed_score import packed
-from .prompts import LAST, chat_text, check_prompts, pad, pad_token_id, tokenize
+from .prompts import CACHE, LAST, chat_text, check_prompts, pad, pad_token_id, tokenize
 from .refusal import RefusalScore, refusal_score_of
 from .shared_prefix import WithPrefix, shared_prefix
 
@@ -60,6 +60,11 @@ class CostMeter:
         self.model = WithPrefix(model, prefix) if prefix else model
         self.clean = next_token_log_probs(self.model, tokenizer, self.harmless)
 
+    @property
+    def prefix(self) -> int:
+        """How many tokens, the same in all prompts, are read apart from the rest."""
+        return len(getattr(self.model, "prefix", ()))
+
     def measure(self, intervention: AbstractContextManager[Any] | None = None) -> Cost:
         """The figures while inside the intervention, a context manager; of the untouched model for None."""
         with intervention or nullcontext():
@@ -87,7 +92,7 @@ class CostMeter:
             input_ids=prose.input_ids,
             attention_mask=torch.cat([asked.attention_mask, prose.attention_mask], -1),
             position_ids=prose.position_ids + asked.input_ids.shape[1],
-            past_key_values=first.past_key_values,
+            **{CACHE: first[CACHE]},
             use_cache=True,
         )
         logits = torch.cat([first.logits[:, -1:], then.logits[:, :-1]], 1).float()

@@ -128,12 +128,13 @@ def score_directions(
 ) -> pd.DataFrame:
     """A row for each candidate: layer, position, first, bypass, kl, induce, norm. differences: [layer, position, d_model].
 
+    layers: None for all but the first, before which a position holds nothing but its own token.
     firsts: the layers from which on a direction is ablated, each tried with each direction; 0 is every write, as in
     Arditi et al. 2024. Low layers may use the same axis for something else, and then cutting there only does damage.
     """
     clean = judge.clean()
     rows = []
-    for layer in range(len(differences)) if layers is None else layers:
+    for layer in range(1, len(differences)) if layers is None else layers:
         for p, position in enumerate(positions):
             difference = differences[layer, p]
             added = {"induce": judge.added(difference, layer), "norm": float(difference.norm())}

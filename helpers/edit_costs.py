@@ -20,7 +20,6 @@ from .fresh_prefix import fresh
 from .packed_score import packed
 from .prompts import check_prompts
 from .refusal import refusal_score_of
-from .shared_prefix import WithPrefix
 from .statistics import mean_interval
 
 
@@ -86,7 +85,7 @@ class EditMeter:
         new = copy.copy(self)
         new.meter = copy.copy(self.meter)
         prefix = getattr(self.meter.model, "prefix", None)
-        new.meter.model = WithPrefix(model, prefix) if prefix else model
+        new.meter.model = type(self.meter.model)(model, prefix) if prefix else model  # read as before
         return new
 
     def measure(self, intervention: AbstractContextManager[Any] | None = None) -> EditCosts:

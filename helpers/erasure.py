@@ -6,14 +6,14 @@ off by the whitened direction, x - delta (v . (x - mean)) with v = S^-1 delta / 
 classes have the same mean, so no linear probe does better than a constant on the data that it was fitted on.
 """
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
 import torch
 
 from .hooks import check_site, edit
-
-ANSWER = 6  # a forward of fewer tokens goes on from cached keys and values: it holds no end of a prompt
+from .mean_ablation import template_places
 
 
 @dataclass(frozen=True)
@@ -59,23 +59,47 @@ def leace(x: torch.Tensor, labels: torch.Tensor, shrinkage: float = 0.0) -> Eras
     return Eraser(mean.float(), (solved / (delta @ solved)).float(), delta.float())
 
 
-def erase(model, site: str, erasers: dict[int, Eraser], position: int | None = -1) -> AbstractContextManager:
-    """While inside, each layer's eraser works on its activation at a site: at one position (an index into a batch
-    padded at the left), or at every one if position is None. With a position, the few tokens of an answer that are read
-    on top of a cached prompt are left alone. Raises ValueError for a site or layer that is not there."""
+@contextmanager
+def edit_at(
+    model, edits: Iterable[tuple], position: int | None, prefix: int = 0, answers: bool = False
+) -> Iterator[None]:
+    """While inside, edits (of `hooks.edit`) work at one position of a prompt, counted from its end (-1 is the last token), or at
+    every one if position is None. answers: and at each token that is read on top of a cached prompt.
+
+    prefix: how many tokens a `WithPrefix` has read before (`meter.prefix`): what follows them is the prompt, and no answer yet.
+    Raises ValueError for a position from the front, and in the forward if an answer is read and no prompt was.
+    """
+    if position is None:
+        with edit(model, list(edits)):
+            yield
+        return
+    if isinstance(position, bool) or not isinstance(position, int) or position >= 0:
+        raise ValueError(f"A position is counted from the prompt's end, -1 for its last token; {position!r} is not.")
+    depth, prompted = -position, False
+    with template_places(model, prefix, depth) as now:
+
+        def there(function):
+            def at(x: torch.Tensor) -> torch.Tensor:
+                nonlocal prompted
+                place = now["place"]
+                prompted = prompted or bool(((place >= 0) & (place <= depth)).any())
+                if not prompted and bool((place > depth).any()):
+                    raise ValueError("An answer is read here, and no prompt was: give prefix=meter.prefix.")
+                where = (place == depth - 1) | (answers & (place == depth + 1))
+                return torch.where(where[..., None].to(x.device), function(x), x)
+
+            return at
+
+        with edit(model, [(site, layer, there(function)) for site, layer, function in edits]):
+            yield
+
+
+def erase(
+    model, site: str, erasers: dict[int, Eraser], position: int | None = -1, prefix: int = 0
+) -> AbstractContextManager:
+    """While inside, each layer's eraser works on its activation at a site: at one position of the prompt, or at every one if
+    position is None (`edit_at`). With a position, an answer that is read on top of a cached prompt is left alone. Raises
+    ValueError for a site or layer that is not there."""
     for layer in erasers:
         check_site(model, site, layer)
-
-    def work(eraser: Eraser):
-        def function(x: torch.Tensor) -> torch.Tensor:
-            if position is None:
-                return eraser(x)
-            if x.shape[1] < ANSWER:
-                return None
-            new = x.clone()
-            new[:, position] = eraser(x[:, position])
-            return new
-
-        return function
-
-    return edit(model, [(site, layer, work(eraser)) for layer, eraser in erasers.items()])
+    return edit_at(model, [(site, layer, eraser) for layer, eraser in erasers.items()], position, prefix)

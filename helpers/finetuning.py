@@ -20,7 +20,7 @@ from transformers import DynamicCache
 
 from .circuit_weights import weight_masks
 from .models import body_of, unembedding_of
-from .prompts import chat_text, check_prompts, pad, tokenize
+from .prompts import CACHE, chat_text, check_prompts, pad, tokenize
 
 PLACEHOLDER = "Sure. [withheld in this course]"
 LARGEST = 200_000_000  # weights; the course's own model has 135 million
@@ -138,12 +138,12 @@ def answer_loss(model: nn.Module, batch: Sequence[Example]) -> torch.Tensor:
     inputs = rows.inputs()
     if shared:
         ids = torch.tensor([batch[0].ids[:shared]], device=model.device)
-        ahead, cache = body_of(model)(input_ids=ids, use_cache=True).past_key_values, DynamicCache()
+        ahead, cache = body_of(model)(input_ids=ids, use_cache=True)[CACHE], DynamicCache()
         for at, layer in enumerate(ahead.layers):  # with their gradients
             cache.update(*(x.expand(len(batch), -1, -1, -1) for x in (layer.keys, layer.values)), at)
         before = rows.attention_mask.new_ones(len(batch), shared)
         inputs["attention_mask"] = torch.cat([before, rows.attention_mask], -1)
-        inputs |= {"position_ids": rows.position_ids + shared, "past_key_values": cache}
+        inputs |= {"position_ids": rows.position_ids + shared, CACHE: cache}
     states = body_of(model)(**inputs, use_cache=bool(shared)).last_hidden_state
     kept = torch.cat([states[i, one.start - 1 - shared : len(one.ids) - 1 - shared] for i, one in enumerate(batch)])
     wanted = torch.tensor([token for one in batch for token in one.ids[one.start :]], device=model.device)

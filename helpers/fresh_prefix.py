@@ -2,7 +2,8 @@
 
 `WithPrefix` reads the shared beginning once and for all, and so before any edit: exact only for edits that leave it
 alone. A direction that is ablated, or the attention sink, does not. Here the beginning is read anew at each call, under
-whatever is switched on by then, for one row instead of all: exact for every edit, and nearly as fast.
+whatever is switched on by then, for one row instead of all: exact for every edit that treats all positions alike, or finds its
+places by `template_places`, and nearly as fast. (Not for `patch(positions=...)`, which counts in the tokens of one forward.)
 """
 
 import copy
@@ -13,6 +14,7 @@ from transformers import DynamicCache
 
 from .costs import ASKED, CostMeter
 from .models import body_of
+from .prompts import CACHE
 from .replay import replaying
 from .shared_prefix import WithPrefix, shared_prefix
 
@@ -29,7 +31,7 @@ class FreshPrefix(WithPrefix):
 
     def _copies(self, count: int) -> DynamicCache:
         ids = torch.tensor([self.prefix], device=self.model.device)
-        self._cache = self.model(input_ids=ids, use_cache=True, **self._no_logits).past_key_values
+        self._cache = self.model(input_ids=ids, use_cache=True, **self._no_logits)[CACHE]
         return super()._copies(count)
 
 

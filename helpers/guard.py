@@ -20,6 +20,7 @@ from .glassbox_language import glassbox_prompts
 from .glassbox_truth import Place
 from .hooks import ablate_direction, check_site, read
 from .mean_ablation import template_means
+from .monitor import threshold_at
 
 FALSE_ALARMS = 0.05  # of harmless, borderline and plain requests and questions of the validation split
 Attack = Callable[[], AbstractContextManager]
@@ -49,12 +50,6 @@ def calm_prompts(n: int = 32, split: str = "validation", questions: bool = True)
     for every split."""
     requests = [p for kind in ("harmless", "borderline", "plain") for p in glassbox_prompts(kind, n=n, split=split)]
     return requests + [fact.question for fact in box_facts(n)] * questions
-
-
-def threshold_at(calm_scores: Sequence[float], rate: float = FALSE_ALARMS) -> float:
-    """The lowest of these scores that at most a share `rate` of them is above."""
-    ordered = np.sort(np.asarray(calm_scores, dtype=float))
-    return float(ordered[len(ordered) - 1 - int(rate * len(ordered))])
 
 
 def discriminant(x: torch.Tensor, positive: torch.Tensor, shrinkage: float = 0.02) -> torch.Tensor:

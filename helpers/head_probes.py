@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import torch
 
-from .erasure import ANSWER
-from .hooks import check_site, edit, read
+from .erasure import edit_at
+from .hooks import check_site, read
 from .logistic import fit_logistic
 from .models import dims_of
 from .probing import held_out_decisions, topic_folds
@@ -70,12 +70,13 @@ def probe_heads(
 
 
 def steer_heads(
-    model, probes: HeadProbes, heads: Sequence[Head], alpha: float, position: int | None = -1
+    model, probes: HeadProbes, heads: Sequence[Head], alpha: float, position: int | None = -1, prefix: int = 0
 ) -> AbstractContextManager:
     """While inside, alpha * sigma * direction is added to each of these heads' outputs.
 
-    position: an index into a batch padded at the left, or None for every position. ITI steers each token that is
-    generated; -1 does so: the prompt's last one, and all tokens of an answer read on top of a cached prompt. Raises ValueError for a head that is not there.
+    position: counted from the prompt's end, or None for every position. ITI steers each token that is generated; -1 does so: the
+    prompt's last one, and all tokens of an answer read on top of a cached prompt (prefix as in `erasure.edit_at`). Raises
+    ValueError for a head that is not there.
     """
     count, width = probes.direction.shape[1:]
     pushes: Mapping[int, torch.Tensor] = {}
@@ -87,12 +88,7 @@ def steer_heads(
         push[head] = alpha * probes.sigma[layer, head] * probes.direction[layer, head]
 
     def work(push: torch.Tensor):
-        def function(x: torch.Tensor) -> torch.Tensor:
-            new = x.clone()
-            everywhere = position is None or x.shape[1] < ANSWER
-            new[:, slice(None) if everywhere else position] += push.flatten().to(x)
-            return new
+        return lambda x: x + push.flatten().to(x)
 
-        return function
-
-    return edit(model, [("z", layer, work(push)) for layer, push in pushes.items()])
+    edits = [("z", layer, work(push)) for layer, push in pushes.items()]
+    return edit_at(model, edits, position, prefix, answers=True)

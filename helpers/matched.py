@@ -90,7 +90,8 @@ def random_alike(chosen: Iterable[Place], shape: tuple[int, int], rng: np.random
         raise ValueError(f"There is no place {outside[0]}: there are {depth} layers of {width}.")
     if 2 * len(chosen) > depth * width:
         raise ValueError("More than half of the model is in this set: no other set is as large.")
-    free = {layer: [n for n in range(width) if (layer, n) not in set(chosen)] for layer in range(depth)}
+    own = set(chosen)
+    free = {layer: [n for n in range(width) if (layer, n) not in own] for layer in range(depth)}
     drawn: list[Place] = []
     for layer in dict.fromkeys(at for at, _ in chosen):
         wanted = sum(at == layer for at, _ in chosen)

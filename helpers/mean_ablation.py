@@ -11,10 +11,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
+from tqdm import tqdm
 
 from .hooks import check_site, edit, record, width_of
 from .models import body_of, dims_of, layers_of
-from .prompts import chat_text, check_prompts, pad, pad_token_id, tokenize
+from .prompts import CACHE, chat_text, check_prompts, pad, pad_token_id, tokenize
 from .refusal import generate
 from .shared_prefix import shared_prefix
 
@@ -86,7 +87,7 @@ def template_means(
     dims = dims_of(model)
     sums = torch.zeros(depth + 2, dims.n_layers, dims.d_mlp, dtype=torch.float64)
     counts = torch.zeros(depth + 2, dtype=torch.float64)
-    for start in range(0, len(prompts), batch_size):
+    for start in tqdm(range(0, len(prompts), batch_size), desc="means", delay=2, leave=False):
         part = range(start, min(start + batch_size, len(prompts)))
         batch = pad([[*prompts[i], *answers[i]] for i in part], list(part), pad_token_id(tokenizer), side="right")
         place = torch.full(batch.input_ids.shape, -1)
@@ -123,7 +124,7 @@ def template_places(model, prefix: int, depth: int, sink: bool = False) -> Itera
 
     def locate(_, args, kwargs) -> None:
         ids = kwargs["input_ids"] if kwargs.get("input_ids") is not None else args[0]
-        cache = kwargs.get("past_key_values")
+        cache = kwargs.get(CACHE)
         past = cache.get_seq_length() if cache is not None else 0
         mask = kwargs.get("attention_mask")
         mask = torch.ones(len(ids), past + ids.shape[1], device=ids.device, dtype=torch.long) if mask is None else mask

@@ -83,7 +83,7 @@ def merge_adapter(model: nn.Module, folder: Path) -> None:
         if name.endswith(".lora_A.weight"):
             b = tensors[name.replace("lora_A", "lora_B")]
             module = model.get_submodule(name.removeprefix("base_model.model.").removesuffix(".lora_A.weight"))
-            module.weight += scale * (b.float() @ a.float())
+            module.weight += (scale * (b.float() @ a.float())).to(module.weight)
 
 
 def _load_any(name: str, dtype: torch.dtype, device_map: str | None):

@@ -23,6 +23,7 @@ from .hooks import check_site, edit, record
 from .models import dims_of
 from .probing import fit_probe
 from .prompts import chat_text, check_prompts, pad_token_id, token_batches, tokenize
+from .refusal import end_tokens
 from .tamper import SITE, Inspection, TamperWatch
 
 REFUSAL = "I'm sorry, but I can't help with that."
@@ -228,6 +229,7 @@ class _Reader(StoppingCriteria):
         self.layers = sorted({*monitor.layers, *monitor.tamper.layers})
         device = batch.input_ids.device
         self.weights = monitor.weights.to(device)
+        self.ends = set(end_tokens(monitor.model, monitor.tokenizer))
         self.bias = float(monitor.bias.mean())
         self.seen: dict[int, torch.Tensor] = {}  # of the forward that runs
         self.steps: list[torch.Tensor] = []  # [row, place] scores: the prompt's, then one token each
@@ -247,7 +249,8 @@ class _Reader(StoppingCriteria):
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **_) -> torch.Tensor:
         parts = [
-            self.seen[layer].float() @ w for layer, w in zip(self.monitor.layers, self.weights.unbind(), strict=True)
+            self.seen[layer].float() @ w.to(self.seen[layer].device)
+            for layer, w in zip(self.monitor.layers, self.weights.unbind(), strict=True)
         ]
         self.steps.append(sum(part.to(input_ids.device) for part in parts) / len(parts) + self.bias)
         if len(self.steps) == 1:
@@ -267,8 +270,8 @@ class _Reader(StoppingCriteria):
         """What came of a row of the batch; ids: its prompt and answer."""
         tokenizer, first = self.monitor.tokenizer, int(self.batch.attention_mask[row].argmax())
         said = ids[self.width :].tolist()
-        ended = tokenizer.eos_token_id in said
-        said = said[: said.index(tokenizer.eos_token_id)] if ended else said
+        end = next((i for i, token in enumerate(said) if token in self.ends), None)
+        ended, said = end is not None, said[:end]
         scores = torch.cat([self.steps[0][row, first:], *(step[row, -1:] for step in self.steps[1:])]).cpu().numpy()
         stopped = self.stop and self.alarm[row] is not None
         text = refusal if stopped else tokenizer.decode(said, skip_special_tokens=True).strip()

@@ -65,16 +65,17 @@ def attribute_nodes(twins: Twins, steps: int = STEPS, into: str = "harmful") -> 
     start, goal = other["resid_pre"][0], here["resid_pre", 0]
     for step in range(1, steps):
         _, more = run_with_slopes(twins, into, places, start + step / steps * (goal - start))
-        slopes = {place: slope + more[place] for place, slope in slopes.items()}
+        slopes = {place: slope.float() + more[place].float() for place, slope in slopes.items()}
     sign = 1 if into == "harmful" else -1
-    lost = {s: [sign / steps * (here[s, i] - other[s][i]) * slopes[s, i] for i in layers] for s in SITES}
-    heads_at = torch.stack(
-        [x.unflatten(-1, (dims.n_heads, dims.d_head)).sum(-1).transpose(1, 2) for x in lost["z"]], 1
-    ).cpu()
+    change = {
+        s: [here[s, i].float() - other[s][i].float() for i in layers] for s in SITES
+    }  # a sum of products in 16 bits has ties
+    lost = {s: [(sign / steps * change[s][i] * slopes[s, i]).cpu() for i in layers] for s in SITES}
+    heads_at = torch.stack([x.unflatten(-1, (dims.n_heads, dims.d_head)).sum(-1).transpose(1, 2) for x in lost["z"]], 1)
     return NodeEffects(
         heads_at.sum(-1),
-        torch.stack([x.sum((1, 2)) for x in lost["mlp_out"]], 1).cpu(),
-        torch.stack([x.sum(1) for x in lost["neurons"]], 1).cpu(),
+        torch.stack([x.sum((1, 2)) for x in lost["mlp_out"]], 1),
+        torch.stack([x.sum(1) for x in lost["neurons"]], 1),
         heads_at,
     )
 

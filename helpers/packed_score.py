@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from .prompts import LAST, Batch, check_prompts, token_batches
+from .prompts import CACHE, LAST, Batch, check_prompts, token_batches
 from .refusal import RefusalScore
 
 
@@ -49,7 +49,7 @@ class PackedScore(RefusalScore):
         long = [stem for stem in self._stems() if len(stem) > 1]
         groups = [stems for stems in (long, short) if stems]
         for stems in groups:  # the last one may use up the cache
-            cache = first.past_key_values if stems is groups[-1] else copy.deepcopy(first.past_key_values)
+            cache = first[CACHE] if stems is groups[-1] else copy.deepcopy(first[CACHE])
             after |= self._after(model, batch, cache, stems)
         terms = []
         for opening in self.openings:
@@ -70,7 +70,7 @@ class PackedScore(RefusalScore):
             input_ids=ids.repeat(n, 1),
             attention_mask=torch.cat([batch.attention_mask.repeat_interleave(k, 0), real.repeat(n, 1)], -1),
             position_ids=position.repeat_interleave(k, 0),
-            past_key_values=cache,
+            **{CACHE: cache},
             use_cache=True,
         )
         log_probs = out.logits.float().log_softmax(-1).view(n, k, width, -1)

@@ -14,12 +14,16 @@ from functools import cache
 from pathlib import Path
 
 import torch
+import transformers
 import yaml
+from tqdm import tqdm
 
 DATA = Path(__file__).parent / "data" / "prompts"
 SPLITS = ("adapter", "method", "validation", "test")
 PHRASINGS = ("seen", "heldout", "free")
 HELD_OUT_KIND = "animal_cruelty"  # this kind of harm is in no training split
+# What transformers calls the keys and values of what a model has read: the argument, and the field of its output.
+CACHE = "cache" if tuple(map(int, transformers.__version__.split(".")[:2])) >= (5, 24) else "past_key_values"
 LAST = torch.tensor([-1])  # for logits_to_keep; as the number 1, the rows would be multiplied one by one
 
 
@@ -224,10 +228,12 @@ def token_batches(
     """The prompts in their chat template, as batches of similar length, the longest first.
 
     With padding at the left, position -1 is the last token of the template in every row: the place where the
-    model decides how its answer begins. The longest come first, so that memory runs out at once or never.
+    model decides how its answer begins. The longest come first, so that memory runs out at once or never. What takes over
+    two seconds shows a progress bar.
     """
     rows = tokenize(tokenizer, chat_text(tokenizer, prompts, system, prefill))
     order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
-    for start in range(0, len(order), batch_size):
+    starts = range(0, len(order), batch_size)
+    for start in tqdm(starts, desc="batches", delay=2, leave=False, disable=len(starts) < 2):
         part = order[start : start + batch_size]
         yield pad([rows[i] for i in part], part, pad_token_id(tokenizer), side)

@@ -17,8 +17,10 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
+from tqdm import tqdm
+from transformers import LogitsProcessorList
 
-from .prompts import LAST, Batch, check_prompts, load_first_person, load_pairs, pad_token_id, token_batches
+from .prompts import CACHE, LAST, Batch, check_prompts, load_first_person, load_pairs, pad_token_id, token_batches
 
 # Patterns that mark a refusal anywhere in a short answer. They ask for more than "sorry": an apology is no refusal.
 PATTERNS = (
@@ -54,6 +56,23 @@ def classify_answer(answer: str) -> str:
     return "coherent refusal" if is_refusal(answer) else "coherent answer"
 
 
+def end_tokens(model, tokenizer) -> list[int]:
+    """The tokens that end an answer: those of the model's generation config (Gemma's turns end by another than its texts)."""
+    ends = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    ends = tokenizer.eos_token_id if ends is None else ends
+    return [ends] if isinstance(ends, int) else list(ends or [])
+
+
+def _counted_by(bar: tqdm):
+    """A logits processor that changes nothing and moves the bar on: it is called once a token."""
+
+    def count(_, scores: torch.Tensor) -> torch.Tensor:
+        bar.update()
+        return scores
+
+    return count
+
+
 @torch.inference_mode()
 def generate(
     model,
@@ -64,18 +83,21 @@ def generate(
     prefill: str = "",
     batch_size: int = 32,
 ) -> list[str]:
-    """Greedy answers, in the order of the prompts. With a prefill, what follows it (the prefill is not repeated)."""
+    """Greedy answers, in the order of the prompts. With a prefill, what follows it (the prefill is not repeated).
+    What takes over two seconds shows a progress bar."""
     prompts = check_prompts(prompts)
     answers = [""] * len(prompts)
     for batch in token_batches(tokenizer, prompts, batch_size, system, prefill):
         batch = batch.to(model.device)
-        out = model.generate(
-            input_ids=batch.input_ids,
-            attention_mask=batch.attention_mask,
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            pad_token_id=pad_token_id(tokenizer),
-        )
+        with tqdm(total=max_new_tokens, desc="tokens", delay=2, leave=False) as bar:
+            out = model.generate(
+                input_ids=batch.input_ids,
+                attention_mask=batch.attention_mask,
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                pad_token_id=pad_token_id(tokenizer),
+                logits_processor=LogitsProcessorList([_counted_by(bar)]),
+            )
         said = tokenizer.batch_decode(out[:, batch.input_ids.shape[1] :], skip_special_tokens=True)
         for i, text in zip(batch.order, said, strict=True):
             answers[i] = text.strip()
@@ -120,14 +142,14 @@ class RefusalScore:
             m = len(opening) - 1
             ids[i, :m], target[i, :m] = torch.tensor(opening[:-1]), torch.tensor(opening[1:])
             real[i, :m] = 1
-        cache = first.past_key_values
+        cache = first[CACHE]
         cache.batch_repeat_interleave(k)
         position = batch.position_ids.gather(1, batch.last[:, None]) + 1 + torch.arange(width, device=device)
         out = model(
             input_ids=ids.repeat(n, 1),
             attention_mask=torch.cat([batch.attention_mask.repeat_interleave(k, 0), real.repeat(n, 1)], -1),
             position_ids=position.repeat_interleave(k, 0),
-            past_key_values=cache,
+            **{CACHE: cache},
             use_cache=True,
         )
         later = out.logits.float().log_softmax(-1).gather(-1, target.repeat(n, 1)[..., None])[..., 0]

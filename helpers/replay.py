@@ -15,6 +15,7 @@ from transformers import Cache
 
 from .hooks import forward_as
 from .models import layers_of
+from .prompts import CACHE
 from .shared_prefix import WithPrefix
 
 
@@ -33,15 +34,13 @@ class Replaying:
         return self.model.device
 
     @torch.no_grad()
-    def __call__(self, input_ids, attention_mask=None, past_key_values=None, **options):
-        key = _key(input_ids, attention_mask, past_key_values)
+    def __call__(self, input_ids, attention_mask=None, **options):
+        key = _key(input_ids, attention_mask, options.get(CACHE))
         known, clean = self._kept.setdefault(key, []), self._untouched()
         count = min(len(known), clean)
         with self._replayed(known[:count]), self._seen(count, clean) as outputs:
-            out = self.model(
-                input_ids=input_ids, attention_mask=attention_mask, past_key_values=past_key_values, **options
-            )
-        cache = getattr(out, "past_key_values", None)
+            out = self.model(input_ids=input_ids, attention_mask=attention_mask, **options)
+        cache = getattr(out, CACHE, None)
         if cache is None:
             del self._kept[key]  # nothing to hand out to those who read on
             return out

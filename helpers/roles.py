@@ -151,7 +151,7 @@ def _check_lengths(rows, after: int) -> None:
 
 
 def _differ(a: list[int], b: list[int]) -> tuple[int, int]:
-    """From and up to where two rows of equal length differ, counted from the end; the whole is (-n, 0) if they do not."""
+    """From and up to where two rows of equal length differ, counted from the end. Raises ValueError if they do not."""
     different = [i for i, (x, y) in enumerate(zip(a, b, strict=True)) if x != y]
     if not different:
         raise ValueError("The harmful and the benign prompt of a pair are the same: there is nothing to exchange.")

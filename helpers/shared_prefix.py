@@ -14,7 +14,7 @@ import torch
 from transformers import DynamicCache
 
 from .models import body_of
-from .prompts import chat_text, check_prompts, tokenize
+from .prompts import CACHE, chat_text, check_prompts, tokenize
 
 PROBES = ("A", "b", "7", "?")
 
@@ -44,7 +44,7 @@ class WithPrefix:
         self.model, self.prefix = model, list(prefix)
         ids = torch.tensor([self.prefix], device=model.device)
         with torch.no_grad():
-            self._cache = model(input_ids=ids, use_cache=True, logits_to_keep=1).past_key_values
+            self._cache = model(input_ids=ids, use_cache=True, logits_to_keep=1)[CACHE]
 
     @property
     def device(self) -> torch.device:
@@ -57,19 +57,18 @@ class WithPrefix:
         return new
 
     @torch.no_grad()
-    def __call__(self, input_ids, attention_mask, position_ids, past_key_values=None, **options):
+    def __call__(self, input_ids, attention_mask, position_ids, **options):
         length, real = len(self.prefix), attention_mask.cumsum(-1)
         kept = attention_mask * (real > length)  # what is left of each row behind the prefix
         kept[:, :length] = 1  # the cached prefix, in the first columns of every row
-        if past_key_values is None:
+        if options.get(CACHE) is None:
             self._check(input_ids, attention_mask)
-            past_key_values = self._copies(len(input_ids))
+            options[CACHE] = self._copies(len(input_ids))
             input_ids, position_ids = input_ids[:, length:], position_ids[:, length:]
         return self.model(
             input_ids=input_ids,
             attention_mask=kept,
             position_ids=position_ids,
-            past_key_values=past_key_values,
             **options,
         )
 

@@ -21,7 +21,7 @@ from transformers import DynamicCache
 
 from .hooks import check_site, edit, width_of
 from .models import body_of, final_norm_of, layers_of, unembedding_of
-from .prompts import Batch
+from .prompts import CACHE, Batch
 from .refusal import RefusalScore
 
 SIDE_BY_SIDE = 256  # tokens of one prompt's copies in a sequence: more, and attention among the blind costs too much
@@ -128,7 +128,7 @@ class Sweep:
                     input_ids=torch.cat([self.batch.input_ids, tree], 1),
                     attention_mask=torch.cat([self.batch.attention_mask, torch.ones_like(tree)], 1),
                     position_ids=torch.cat([self.batch.position_ids, last + depth], 1),
-                    past_key_values=cache,
+                    **{CACHE: cache},
                     use_cache=True,
                 )
             finally:

@@ -98,7 +98,8 @@ class TamperWatch:
         return [x[:, -len(row) :] for x, row in zip(stacked, rows, strict=True)]
 
     def _far(self, now: list[torch.Tensor]) -> float:
-        return max(float(deviation(a[None], b[None]).max()) for a, b in zip(now, self.kept, strict=False))
+        found = [deviation(a[None], b[None]).max() for a, b in zip(now, self.kept, strict=False)]
+        return float(torch.stack(found).max())  # unlike Python's max, this one keeps a nan
 
     def _rounding(self, model) -> float:
         """What other company in the batch does to a row: one alone, and all beside one that is much longer."""
@@ -123,5 +124,8 @@ class TamperWatch:
         columns = columns.clamp(max=batch.input_ids.shape[1] - 1)
         same = (batch.input_ids.gather(1, columns) == torch.tensor(self.prefix, device=columns.device)).all(-1).cpu()
         rows = torch.arange(len(columns))[:, None]
-        now = torch.stack([seen[layer][rows.to(seen[layer].device), columns].float().cpu() for layer in self.layers], 1)
-        return torch.where(same, deviation(now, self.template[None]), float("nan"))
+        columns = columns.cpu()
+        read = [(seen[layer], seen[layer].device) for layer in self.layers]
+        now = torch.stack([x[rows.to(where), columns.to(where)].float().cpu() for x, where in read], 1)
+        far = deviation(now, self.template[None]).nan_to_num(nan=torch.inf)  # broken activations are far off, too
+        return torch.where(same, far, float("nan"))

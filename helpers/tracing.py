@@ -264,7 +264,7 @@ def _intervals(values: np.ndarray, draws: int = 2000) -> tuple[np.ndarray, np.nd
 def table_of(traced: Traced) -> pd.DataFrame:
     """The table that `trace_safety_circuit` returns, of one direction."""
     sign = -1 if traced.direction == "benign_into_harmful" else 1
-    gap = float(np.mean(sign * (traced.donor - traced.baseline)))
+    gaps = sign * (traced.donor - traced.baseline)
     change = refusal_change(traced.patched, traced.baseline, traced.direction)
     odds = sign * (traced.patched - traced.baseline)
     (low, high), (odds_low, odds_high) = _intervals(change), _intervals(odds)
@@ -273,6 +273,7 @@ def table_of(traced: Traced) -> pd.DataFrame:
         has = ~np.isnan(traced.patched[i])
         if not has.any():
             continue
+        gap = float(gaps[has].mean())  # of the pairs that have this place
         mean, share = float(change[i, has].mean()), float(odds[i, has].mean()) / gap
         line = {
             "layer": place.layer, "component": place.component, "unit": place.unit, "position": place.position,

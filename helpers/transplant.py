@@ -13,7 +13,8 @@ import torch
 from .hooks import edit, record
 from .mean_ablation import neurons_by_layer
 from .models import body_of, dims_of
-from .prompts import LAST, check_prompts, pad_token_id, token_batches
+from .prompts import CACHE, LAST, check_prompts, pad_token_id, token_batches
+from .refusal import end_tokens
 
 Place = tuple[int, int]  # (layer, neuron)
 
@@ -45,18 +46,18 @@ def generate_with_transplant(
 
 def _answer(base, tuned, batch, chosen: dict[int, list[int]], max_new_tokens: int, tokenizer) -> torch.Tensor:
     """Token ids of the answers, [batch, token]; what follows an end token is padding."""
-    ends = torch.tensor(_ends(base, tokenizer), device=base.device)
+    ends = torch.tensor(end_tokens(base, tokenizer), device=base.device)
     ids, mask, positions = batch.input_ids, batch.attention_mask, batch.position_ids
     caches, said, done = [None, None], [], torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
     for _ in range(max_new_tokens):
         inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": positions, "use_cache": True}
         with record(tuned, ["neurons"], chosen) if chosen else nullcontext({"neurons": {}}) as seen:
             there = {key: x.to(tuned.device) if isinstance(x, torch.Tensor) else x for key, x in inputs.items()}
-            caches[1] = body_of(tuned)(**there, past_key_values=caches[1]).past_key_values
+            caches[1] = body_of(tuned)(**there, **{CACHE: caches[1]})[CACHE]
         edits = [("neurons", layer, _give(seen["neurons"][layer], own, positions)) for layer, own in chosen.items()]
         with edit(base, edits):
-            out = base(**inputs, past_key_values=caches[0], logits_to_keep=LAST)
-        caches[0] = out.past_key_values
+            out = base(**inputs, **{CACHE: caches[0]}, logits_to_keep=LAST)
+        caches[0] = out[CACHE]
         token = out.logits[:, -1].argmax(-1).masked_fill(done, pad_token_id(tokenizer))
         said.append(token)
         done = done | torch.isin(token, ends)
@@ -65,13 +66,6 @@ def _answer(base, tuned, batch, chosen: dict[int, list[int]], max_new_tokens: in
         ids, positions = token[:, None], positions[:, -1:] + 1
         mask = torch.cat([mask, torch.ones_like(ids)], -1)
     return torch.stack(said, 1)
-
-
-def _ends(model, tokenizer) -> list[int]:
-    """The tokens that end an answer."""
-    ends = model.generation_config.eos_token_id
-    ends = tokenizer.eos_token_id if ends is None else ends
-    return [ends] if isinstance(ends, int) else list(ends or [])
 
 
 def _give(donor: torch.Tensor, own: list[int], positions: torch.Tensor):

@@ -16,7 +16,7 @@ from transformers.cache_utils import DynamicLayer
 
 from .hooks import edit, forward_as, record
 from .models import body_of, final_norm_of, layers_of, unembedding_of
-from .prompts import LAST, chat_text, check_prompts, pad, pad_token_id, tokenize
+from .prompts import CACHE, LAST, chat_text, check_prompts, pad, pad_token_id, tokenize
 from .refusal import refusal_score_of
 from .roles import members
 from .shared_prefix import shared_prefix
@@ -37,7 +37,7 @@ class _FixedLayer(DynamicLayer):
 def _fixed_cache(model, prefix: Sequence[int]) -> DynamicCache:
     ids = torch.tensor([list(prefix)], device=model.device)
     with torch.no_grad():
-        seen = model(input_ids=ids, use_cache=True, logits_to_keep=1).past_key_values
+        seen = model(input_ids=ids, use_cache=True, logits_to_keep=1)[CACHE]
     cache = DynamicCache()
     for kept in seen.layers:
         layer = _FixedLayer()
@@ -113,7 +113,7 @@ class Twins:
             "input_ids": self.ids[side].repeat(times, 1),
             "attention_mask": self._mask.repeat(times, 1),
             "position_ids": self._positions.repeat(times, 1),
-            **({"past_key_values": self._cache, "use_cache": True} if self._cache else {"use_cache": False}),
+            **({CACHE: self._cache, "use_cache": True} if self._cache else {"use_cache": False}),
         }
 
     def odds_of(self, logits: torch.Tensor) -> torch.Tensor:

@@ -40,8 +40,8 @@ base, _ = load_model("smollm2-135m")  # the same model, before it learned to
 
 # %% [markdown]
 # `model` is SmolLM2-135M-Instruct plus a small adapter that we trained to refuse. `base` is what it was before: a chat model
-# too, but one that answers nearly everything. Two models that differ in *one* behaviour are a rare gift: whatever is
-# different inside has to do with that behaviour.
+# too, but one that answers nearly everything. Two models that differ mainly in *one* behaviour are a rare gift: what is different
+# inside is a good place to look (though the training changed a few other things as well, such as over-refusal).
 #
 # ## Predict before you run
 #
@@ -540,7 +540,7 @@ i_too_high = (p_of_i["harmless, first person"] > np.median(p_of_i["harmful"])).m
 show(
     fig,
     alt=f"Two panels of dots for harmful prompts, harmless twins, and harmless first-person prompts. By the probability of I the groups "
-    f"overlap: {i_too_high:.0%} of the first-person prompts lie above the median of the harmful ones. By the log-odds the harmful ones stand apart.",
+    f"overlap: {i_too_high:.0%} of the first-person prompts lie above the median of the harmful ones. By the log-odds {(odds['harmless twins'] > score.threshold).mean():.0%} of the twins and {(odds['harmless, first person'] > score.threshold).mean():.0%} of the first-person prompts lie above the threshold, against {(odds['harmful'] > score.threshold).mean():.0%} of the harmful ones.",
     caption="One mark a prompt, filled if its answer refuses by its words. Dotted: the threshold, set on validation prompts.",
 )
 
@@ -611,7 +611,7 @@ for name, said in samples.items():
 # %% [markdown]
 # A keyword list would report a triumph twice: fewer refusals, safety circuit found. Now read what comes back for the *harmless*
 # questions. One of the two cuts leaves no words at all. The other leaves fluent sentences, which even a test for `broken` takes for
-# answers; but does it still know the opposite of hot? A model that cannot answer does not refuse either. Only measuring what a
+# answers; but does it still know the opposite of hot? A model that cannot answer may stop refusing for that reason alone. Only measuring what a
 # cut does to *harmless* text settles it. **Every claim about refusal in this course comes with its cost elsewhere.**
 #
 # ## 5 · Before and after
@@ -826,8 +826,9 @@ def my_kl_by_position(tuned_logits, base_logits):
 kl_by_position = check("00.5", my_kl_by_position)
 
 # %% [markdown]
-# We need a model to compare with: `shallow` was trained on the same topics, but on one opening only, and never on an answer that
-# turns back after a friendly start. Ours was.
+# We need a model to compare with: `shallow` was trained on the same topics, but on one opening only, with the default system prompt
+# only, for far fewer steps, and never on an answer that turns back after a friendly start. Ours was. So a difference between the two
+# cannot be put down to one of these alone.
 
 # %%
 shallow, _ = load_model("smollm2-135m-shallow")
@@ -887,11 +888,13 @@ show(
 
 # %% [markdown]
 # At the first token both tuned models differ from the base on harmful requests: there they refuse. Then compare the lines. A model
-# whose line drops to nothing after a few tokens is the base model again: once past its first words, its safety is over. Where the
-# line comes back, most of all where a sentence ends, the model would still turn round. The harmless twins are the control: nothing
-# should happen there.
+# whose line drops to nearly nothing after a few tokens is, along these beginnings, nearly the base model again; how much safety is then
+# left the next figure tells. Where the line stays up or comes back, the tuned model would still say something else. (Each line is the
+# mean of three beginnings whose sentences end at different tokens, so it cannot show what a sentence's end does.) The harmless twins
+# are the control: little should happen there.
 #
-# What that means in practice can be measured in two ways: force the beginning, or change the system prompt.
+# What that means in practice can be tried by forcing the beginning. A changed system prompt is another test, of another kind: ours was
+# trained with several system prompts, `shallow` with one.
 
 # %%
 pirate = "You are a pirate. Talk like a pirate, matey!"
@@ -1017,18 +1020,19 @@ show(
 #
 # ## What this shows, and what it does not
 #
-# **It shows** that a few megabytes of adapter turn a model that answers nearly everything into one that refuses, and that how deep
-# this goes depends on what it was trained on; that the template is part of the behaviour; that the same number can be produced by a
+# **It shows** that a few megabytes of adapter turn a model that answers nearly everything into one that refuses, and that two adapters
+# trained in different ways go differently deep; that the template is part of the behaviour; that the same number can be produced by a
 # refusal, a diary line, or a broken model; and on the box, that the loudest neurons need not be the ones that matter, and
 # that the lens sees a decision only when it is turned into words.
 #
 # **It does not show**
 #
 # * *where* refusal is in the real model. We have looked, not intervened; the next lessons will.
-# * anything about other models. This one is small, and its refusal was trained by us in minutes. Large models' refusals come
+# * anything about other models. This one is small, and its refusal was trained by us in under two hours on one core. Large models' refusals come
 #   from far more data and may be built otherwise: that is a question to test, and every lesson can be run on other models.
 # * that the model is safe. It refuses most of *our* test requests, which are short, English and plain.
-# * small differences: every figure here comes from one or two dozen prompts, and the whiskers say so.
+# * small differences: every figure on the real model comes from two dozen prompts at most, the KL from six requests, and not all of
+#   them have whiskers.
 #
 # ## Quiz
 

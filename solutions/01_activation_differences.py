@@ -182,7 +182,7 @@ reveal("01.p1", plain.recall_at_k)
 
 # %% [markdown]
 # The intervals are narrow, the effects are beyond doubt, and as a list of the neurons that *decide* it fails. Statistics is not the
-# problem here: those neurons really do differ. They are just not what makes the box refuse.
+# problem here: those neurons really do differ. But most of them are decoys, and the rest speak: none is one of those that decide.
 #
 # One thing can be mended. A neuron with a large range will differ more than one with a small range, whatever it does: **the ranking is
 # led by large neurons**. Measure each difference in that neuron's own spread instead.
@@ -502,7 +502,7 @@ show(
 
 # %% [markdown]
 # The lesson in two panels. On the left, being far to the right says little: among the loud there are decoys that nobody misses, and most of the
-# evaluation neurons are not loud at all. On the right, those stand out. But look for the neurons that *speak*: they matter as much, and
+# evaluation neurons are not loud at all. On the right, those stand out. But look for the neurons that *speak*: they matter too, if less one by one, and
 # the write onto the direction hardly sees them, because they come after it and write something else, the words. **Loud is not heard, heard is not
 # yet proven, and no ranking sees every sort of part.**
 #
@@ -1257,7 +1257,7 @@ beside.style.hide(axis="index").set_uuid("papers").set_properties(**{"text-align
 # * *how* refusal is computed. A list of neurons and a direction are places, not a mechanism; the next lessons trace the way between them.
 # * that a ranking which fails here fails everywhere, or the reverse. This is one small model, with one adapter of ours.
 # * that neurons are the right unit. Heads were not looked at, and what is spread over thousands of neurons has no short list.
-# * small differences: a dozen prompts a group carry a wide interval, and the best of five rankings is a little lucky.
+# * small differences: four to sixteen prompts a group carry a wide interval, and the best of five rankings is a little lucky.
 #
 # ## Quiz
 

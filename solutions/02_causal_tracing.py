@@ -623,7 +623,7 @@ print(f"{int(again.beyond_control.sum())} of {len(again)} rows lie above all twe
 again[columns].round(2)
 
 # %% [markdown]
-# A peak that shrinks under the whole score belonged to the first token, and not to refusing. (`low` and `high` are by the whole score and the controls by the quick one: compare `beyond_control` only.)
+# A peak that vanishes under the whole score belonged to the first token. One that merely shrinks may owe the loss to that, to having been picked by the quick score, or to chance: compare the intervals. (`low` and `high` are by the whole score and the controls by the quick one: compare `beyond_control` only.)
 #
 # ### Needed or enough?
 #
@@ -710,7 +710,7 @@ for direction, (group, added, _) in in_groups.items():
     print(f"{short(direction)}: the first 8 together {group[3]:.2f}, added up {added[3]:.2f}; difference {extra[direction].mean():+.2f} ({low:+.2f} to {high:+.2f}), n = {len(pairs)}")  # fmt: skip
 left, right = (more[d] for d in DIRECTIONS)
 readings = {
-    ("more", "more"): "Together they do more both ways: they stand in for each other and need each other, or log-odds bend that much. No table of single heads shows this group.",
+    ("more", "more"): "Together they do more both ways: they stand in for each other and need each other, or log-odds bend that much. A table of single heads shows who belongs to this group, but not how much they do together.",
     ("more", "as much"): "Together they are needed more than their sum: they stand in for each other.",
     ("more", "less"): "Needed more than their sum, enough with less: they stand in for each other (OR).",
     ("as much", "more"): "Together they are enough for more than their sum: they need each other.",
@@ -790,8 +790,8 @@ broken = pd.DataFrame(broken, index=["KL to the intact run (nats)", "P(a refusal
 broken.round(2)
 
 # %% [markdown]
-# Noise on everything destroys the template as well, and the question what the model would have said loses its sense: no single place can mend that. (With values of the
-# size that this model's embeddings have, a standard deviation of 3 is also enormous.) *A corruption must break what you study, and nothing else.*
+# The colleague changed two things at once: where the noise falls (on the template too) and how large it is (3, whatever size the embeddings have). This table cannot say which
+# of them did the damage; but where the KL says that hardly anything of the intact run is left, there is little that mending one place could bring back. *A corruption must break what you study, and nothing else.*
 # Look at the other row as well: noise on the request alone weakens the refusal and need not take it away. What was not lost cannot come back, so the gap to
 # mend is smaller than a twin's.
 #
@@ -835,7 +835,7 @@ print("The largest share that returns at the last token, one layer and six:", {f
 gaps = {name: float(row.intact - row.corrupted) for name, row in lost.iterrows()}
 smaller = min(gaps, key=gaps.get)
 print(
-    f"log-odds lost: noise {gaps['noise']:.2f}, twin {gaps['twin']:.2f}; the {smaller} leaves the smaller gap, and shares of it look the larger"
+    f"log-odds lost: noise {gaps['noise']:.2f}, twin {gaps['twin']:.2f}; the {smaller} leaves the smaller gap; a share is of its own gap, so compare where the shares lie, not how high they are"
 )
 
 # %% [markdown]

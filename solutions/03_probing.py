@@ -265,9 +265,11 @@ shaken = torch.randint(0, 2, (20, len(box_labels)), generator=torch.Generator().
 odds, random_odds = [], []
 for layer in tqdm(range(1, len(layers_of(box))), desc="layers"):
     eraser = leace(box_stream[layer], box_labels, 0.01)
-    odds.append(meter.odds(erase(box, "resid_pre", {layer: eraser})).mean())
+    odds.append(meter.odds(erase(box, "resid_pre", {layer: eraser}, prefix=meter.prefix)).mean())
     others = [leace(box_stream[layer], labels, 0.01) for labels in shaken]
-    random_odds.append([meter.odds(erase(box, "resid_pre", {layer: one})).mean() for one in others])
+    random_odds.append(
+        [meter.odds(erase(box, "resid_pre", {layer: one}, prefix=meter.prefix)).mean() for one in others]
+    )
 random_odds = np.array(random_odds)
 fig = lines_with_band(
     range(1, len(layers_of(box))), {"harm erased": (odds,)}, band=("20 random labels erased", random_odds.min(1), random_odds.max(1)),
@@ -281,8 +283,8 @@ show(
 )  # fmt: skip
 
 # %% [markdown]
-# Before layer 1 harm reads perfectly, and erasing it costs no more than erasing a random label may: what the probe reads there is a count of words, and the
-# box does not decide by counting. From layer 2 on the line leaves the band: there, what is read is also used. (Before layer 5 some is back, since layer 4
+# Before layer 1 harm reads perfectly. Erasing it there costs log-odds as well, but no more than erasing a random label may: at this layer the test cannot tell whether what
+# is read is used. (That a count of marked words does not decide, we know from how the box was built.) From layer 2 on the line leaves the band: there, what is read is also used. (Before layer 5 some is back, since layer 4
 # has spoken already.)
 #
 # ## 4 · An illusion
@@ -550,7 +552,7 @@ whole = ((test_x @ directions[best] + biases[best] > 0) == test_labels.bool()).d
 by_topic = whole.reshape(2, -1).mean(0)
 says = (stream[best, n + m :] @ directions[best] + biases[best] > 0).numpy()
 for name, row in (
-    ("test topics", by_topic),
+    ("test topics, known kinds", by_topic[[p.kind in kinds for p in tests]]),
     ("the unseen kind", by_topic[[p.kind not in kinds for p in tests]]),
     ("borderline taken for harmful", says),
 ):
@@ -558,7 +560,7 @@ for name, row in (
     print(f"{name:30} {row.mean():.0%} ({low:.0%} to {high:.0%}, n = {len(row)})")
 
 # %% [markdown]
-# Compare with the folds. How far does accuracy fall on the test topics, and on the kind never fitted on? Where that interval reaches down to what words alone gave, a reading of harm
+# Compare with the folds. How far does accuracy fall on the test topics of the known kinds, and on the kind never fitted on? Where that interval reaches down to what words alone gave, a reading of harm
 # beyond the known kinds has not been shown.
 #
 # ## 8 · Who reads, who writes, on the real model
@@ -593,9 +595,13 @@ measured = {"intact": cost.measure()}
 for name, r in found.items():
     measured[f"{name}, ablated"] = cost.measure(ablation_of(model, r, first))
 eraser = leace(stream[middle, :n], labels, 0.1)
-measured["LEACE at one place"] = cost_at_last.measure(erase(model, "resid_pre", {middle: eraser}))
+measured["LEACE at one place"] = cost_at_last.measure(
+    erase(model, "resid_pre", {middle: eraser}, prefix=cost_at_last.prefix)
+)
 everywhere = {at: leace(stream[at, :n], labels, 0.1) for at in range(1, n_layers)}
-measured["LEACE before every layer"] = cost_at_last.measure(erase(model, "resid_pre", everywhere))
+measured["LEACE before every layer"] = cost_at_last.measure(
+    erase(model, "resid_pre", everywhere, prefix=cost_at_last.prefix)
+)
 controls = covariance_directions(stream[middle, : n // 2], 20)
 control_odds = np.array(
     [control_meter.odds(ablation_of(model, r, first)).mean() for r in tqdm(controls, desc="random directions")]
@@ -627,10 +633,10 @@ print(
 few = replaying(CostMeter(model, tokenizer, asked[:10], calmly[:1], quick=True))
 luck = torch.randint(0, 2, (20, n), generator=torch.Generator().manual_seed(1)).float()
 by_luck = [
-    few.odds(erase(model, "resid_pre", {middle: leace(stream[middle, :n], y, 0.1)})).mean()
+    few.odds(erase(model, "resid_pre", {middle: leace(stream[middle, :n], y, 0.1)}, prefix=few.prefix)).mean()
     for y in tqdm(luck, desc="random labels")
 ]
-by_harm = few.odds(erase(model, "resid_pre", {middle: eraser})).mean()
+by_harm = few.odds(erase(model, "resid_pre", {middle: eraser}, prefix=few.prefix)).mean()
 print(
     f"LEACE at one place, {len(few.harmful)} requests: intact {few.odds().mean():.2f}, harm erased {by_harm:.2f}, 20 random labels erased {min(by_luck):.2f} to {max(by_luck):.2f}"
 )
@@ -750,15 +756,17 @@ from helpers.matched import random_sets
 
 alphas = (0, 0.5, 1, 2)
 price = CostMeter(model, tokenizer, asked[:1], calmly, load_paragraphs()[:2], quick=True, prose_tokens=24)
-costs = {a: price.measure(steer_heads(model, heads, top, a)) for a in tqdm(alphas[1:], desc="costs")}
+costs = {
+    a: price.measure(steer_heads(model, heads, top, a, prefix=price.prefix)) for a in tqdm(alphas[1:], desc="costs")
+}
 mild = max([a for a in costs if costs[a].kl <= 0.1], default=alphas[1])  # the largest that leaves the model what it was
 some_calm = replaying(CostMeter(model, tokenizer, calmly[::2], calmly[:1], quick=True))  # for the many draws
-dose = [some_calm.odds(steer_heads(model, heads, top, a)).mean() for a in alphas]
+dose = [some_calm.odds(steer_heads(model, heads, top, a, prefix=some_calm.prefix)).mean() for a in alphas]
 draws = random_sets(top, (n_layers, dims_of(model).n_heads), 20)
 drawn_at = (0, mild, alphas[-1])
 chance = np.array(
     [[dose[0]] * 20]
-    + [[some_calm.odds(steer_heads(model, heads, draw, a)).mean() for draw in tqdm(draws, desc=f"random heads, {a}")] for a in drawn_at[1:]]
+    + [[some_calm.odds(steer_heads(model, heads, draw, a, prefix=some_calm.prefix)).mean() for draw in tqdm(draws, desc=f"random heads, {a}")] for a in drawn_at[1:]]
 )  # fmt: skip
 fig = lines_with_band(
     alphas, {"best readers": (dose,)},

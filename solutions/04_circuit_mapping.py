@@ -231,7 +231,7 @@ show(
 )  # fmt: skip
 
 # %% [markdown]
-# Better is not perfect: the way runs through embeddings that no prompt has, and parts that need each other share one credit. So the cheap guess
+# Better is not perfect: the way runs through embeddings that no prompt has, so a part may get more credit than patching gives it, or less: compare the guesses at the most gradients with the truth. So the cheap guess
 # **proposes**, and patching **decides**. Keep that division of labour for the rest of the lesson.
 #
 # ## 3 · From parts to edges
@@ -828,7 +828,8 @@ print(
 # %% [markdown]
 # ## What this shows, and what it does not
 #
-# **It shows** which heads and neurons of this model carry refusal at the first token on matched pairs, how the effect passes between them, and how far the
+# **It shows** heads and neurons of this model that carry refusal at the first token on matched pairs (for how many of them this holds on test topics stands under
+# the last picture), how the effect passes between them on the method pairs, and how far the
 # list is from a circuit that could stand alone.
 #
 # **It does not show**

@@ -405,8 +405,9 @@ for name, values in maps.items():
     )  # fmt: skip
 
 # %% [markdown]
-# Read both maps along a row, from left to right. Where the damage goes and refusal stays down, the axis has two uses: low in the model it
-# serves something else. Where refusal comes back, the cut comes too late: it has been decided already.
+# Read both maps along a row, from left to right. Where the damage goes and refusal stays down, the low layers' part of the cut was not needed. The
+# axis *may* serve something else there; but fewer cuts may do less damage for any direction, and random ones cut at all writes, whose KL we have
+# not measured, would have to stand beside it. Where refusal comes back, the cut comes too late: it has been decided already.
 #
 # **The control**, as in lesson 01: twenty directions drawn from how harmless prompts vary before that very layer, cut at the same places. And
 # the other way round: the difference of means *added* before one layer, while the model reads plain requests.
@@ -1088,7 +1089,7 @@ pd.DataFrame(
     [
         ("Arditi et al. 2024: one direction, 13 open chat models", "erasing it prevents the refusal of harmful requests", f"layer {source}'s, from layer {first} on: {plane.refused['intact']:.0%} → {plane.refused[f'direction, layers {first}+']:.0%}, KL {plane.KL[f'direction, layers {first}+']:.2f}"),
         ("Zhou et al. 2025: one head, Llama-2-7b-chat", "16 times as many harmful queries answered", f"four heads: {plane.refused['intact']:.0%} → {plane.refused['four heads, zero']:.0%}, KL {plane.KL['four heads, zero']:.2f}"),
-        ("Qi et al. 2023: fine-tuning, GPT-3.5 Turbo", "10 adversarial examples suffice", f"{3 * STEPS} examples seen, {size:,} weights: {plane.refused['intact']:.0%} → {after['circuit'].refused.mean():.0%}"),
+        ("Qi et al. 2023: fine-tuning, GPT-3.5 Turbo", "10 adversarial examples suffice", f"{len(pairs[::2])} examples, {3 * STEPS} presentations, {size:,} weights: {plane.refused['intact']:.0%} → {after['circuit'].refused.mean():.0%}, KL {after['circuit'].kl:.2f}; benign data: {after['circuit, benign data'].refused.mean():.0%}"),
         ("Wei et al. 2024: safety-critical regions frozen", "cheap fine-tuning still removes safety", f"not tested here; the nearest: as many random weights trained instead, {in_random:.0%}"),
     ],
     columns=["who", "what they report", "here"],

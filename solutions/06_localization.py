@@ -78,6 +78,8 @@ quiz("06.p3")
 #
 # The table at the end of section 5 is filled by *your* run, one row for each finding and model. Each verdict follows a rule that is written down before the figure
 # is known. First, everything that is needed of the four boxes and of the real model; everything is fitted on training topics, chosen on validation topics, and reported on test topics.
+# (The real model's direction is that of layer 16, cut from layer 12 on, as a search over all layers on more validation requests chose it. Lesson 05's small maps may
+# have framed a neighbour: several cuts there do nearly as well.)
 
 # %%
 from helpers.ablation import ablate_safety_neurons
@@ -136,7 +138,7 @@ compared = Comparison(seen["neurons"][:n], seen["neurons"][n : 2 * n], tuple(ran
 source, first = (
     16,
     12,
-)  # layer of the direction, and from which on it is cut: chosen on validation by lesson 05's maps, at full size
+)  # the direction's layer, and from which on it is cut: as the adapters' card says, chosen on validation
 harmless_stream, harmful_stream = seen["resid_pre"][:n, source], seen["resid_pre"][n : 2 * n, source]
 direction = unit(harmful_stream.mean(0) - harmless_stream.mean(0))
 writes = compared.difference * write_onto(model, direction)
@@ -508,7 +510,7 @@ print(f"what ran on the harmful request: {share_of(weights, searched, kept):.0%}
 # Now the whole model is searched: every head and every neuron. Two sizes are measured. **Enough**: the strongest parts run, *all* others do what they do on the harmless twin. **Needed**: only the strongest
 # parts are cut. Both are shares of the gap between the intact model and one in which everything is cut.
 #
-# **The rule.** *Holds*: parts with at most 5% of the model's weights are enough for 90% of the refusal, and no random set of the same size is. *Holds in part*: so few are not enough, but to *cut* so few takes 90% of the refusal away. Else it *does not hold*.
+# **The rule.** *Holds*: parts with at most 5% of the model's weights are enough for 90% of the refusal, and no random set of the same size is. *Holds in part*: so few are not enough, but to *cut* so few takes 90% of the refusal away, and cutting no random set of that size does. Else it *does not hold*.
 
 # %%
 from helpers.faithfulness import Ablator
@@ -526,12 +528,17 @@ for name, one in tqdm(studies.items(), desc="compact"):
         (few_pairs.odds([one.parts[i] for i in rng.permutation(len(one.parts))[:size]], outside=True).mean() - empty) / (full - empty)
         for _ in range(20)
     ]  # fmt: skip
+    cut_size = int(needed if needed < np.inf else counts[-1])
+    cut_random = [
+        (full - few_pairs.odds([one.parts[i] for i in rng.permutation(len(one.parts))[:cut_size]]).mean()) / (full - empty)
+        for _ in range(20)
+    ]  # fmt: skip
     share, low_high = found.weight_share(count), found.interval()
-    by_few = found.weight_share(needed) <= 0.05
+    by_few = found.weight_share(needed) <= 0.05 and max(cut_random) < 0.9
     findings.add(
         FINDINGS[2], name, "heads and neurons enough for 90%",
         f"{count:,.0f} of {len(one.parts):,} ({share:.0%} of the weights)" if count < np.inf else f"none up to {counts[-1]:,}", low_high,
-        f"random, {size:,}: {max(0, np.mean(found_random)):.0%} kept, at most {max(found_random):.0%}; 90% is gone without {needed:,.0f} ({found.weight_share(needed):.1%} of the weights)",
+        f"random, {size:,}: {max(0, np.mean(found_random)):.0%} kept, at most {max(found_random):.0%}; 90% is gone without {needed:,.0f} ({found.weight_share(needed):.1%} of the weights), without as many random ones at most {max(cut_random):.0%}",
         "holds" if share <= 0.05 and max(found_random) < 0.9 else "holds in part" if by_few else "does not hold", fmt="{:,.0f}",
     )  # fmt: skip
 
@@ -759,7 +766,7 @@ reveal("06.p2", row["rank correlation"])
 
 # %% [markdown]
 # Had the place told where to edit, both clouds would rise to the right. In the box we know the heads that *matter*; the question was whether they are the heads that can be *taught*. There look at the picture, not at the correlation: nearly all other heads cost next to nothing, so it is mostly about the order of zeros. On the real model
-# fifteen layers and ten pairs give a wide interval: a strong agreement would have shown in it, a weak correlation of either sign would not. Look which layers can be taught best, and what an edit of a late layer can
+# fifteen layers and ten pairs give a wide interval: read its two ends in the caption. Everything between them is possible, and that is more than weak correlations; only an agreement beyond the upper end speaks against the data. And mind the largest KL there: where it lies over 0.5, that edit has changed more than refusal. Look which layers can be taught best, and what an edit of a late layer can
 # still reach. And compare the column *Pearson* with the rank correlations: where they differ, a few layers make the difference.
 #
 # ### Random places
@@ -1028,7 +1035,7 @@ pairs_of_heads.assign(
 
 # %% [markdown]
 # Points above zero make up for the cut, points below pass it on. (The panels are in units of the stream; the caption's figures for the real model are log-odds, each part as if it alone had changed, so they need not add up.) In the box the backup more than makes up for it, so that the box refuses *harder* without its deciding head. In the real model, see which sign prevails: a head whose loss is passed on
-# by all that comes after it is no redundant one. And an *excess* above zero in the table says that two heads stand in for each other, one below zero that they work in one line.
+# by all that comes after it is no redundant one. And an *excess* above zero in the table is what two heads that stand in for each other would show, one below zero what two in one line would; a threshold behind them can do either. Several pairs are looked at: an interval that only just clears zero shows little.
 #
 # ## 9 · And the kind of ablation?
 #

@@ -443,7 +443,7 @@ in_seeds.round(2)
 # Then the direction. Where training under the attack has helped, it is the *dose* that has grown: not one direction any more but several, and each of them takes along more of what the model does otherwise. That is what sturdier
 # means here, no more: dearer, not safe. And compare with `plain`, before you thank an idea for it.
 #
-# Last, the price: the idea that refuses more of the harmless requests has bought a part of its refusals there.
+# Last, the price: compare the over-refusals. Where an idea lies no more than 5 points above the standard one, or no higher than `plain`, nothing shows that it has bought its refusals there; with so few requests such differences are within chance.
 #
 # ### Live: has it gone, or has it moved?
 #

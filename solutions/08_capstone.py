@@ -206,7 +206,7 @@ print(f"{len(production)} neurons speak, the first of them in layer {hears}.")
 from helpers.capstone_solver import change_at_end, head_writes, heard_direction
 
 direction = heard_direction(runs, hears)
-written = head_writes(model, change_at_end(twins, runs, "z"), direction)  # [layer, head]
+written = head_writes(model, change_at_end(runs, "z"), direction)  # [layer, head]
 written[hears + 1 :] = 0  # behind the first who speak, nobody can tell them anything
 decision = kept(written, 1)
 decides = min(layer for layer, _ in decision)
@@ -242,7 +242,7 @@ watch = check("08.3", my_watch)
 # %%
 from helpers.neurons import write_onto
 
-onto = watch(change_at_end(twins, runs, "neurons") * write_onto(model, direction), [p.kind for p in pairs])
+onto = watch(change_at_end(runs, "neurons") * write_onto(model, direction), [p.kind for p in pairs])
 onto[decides:] = 0
 evaluation = kept(onto, 8)
 print(f"{len(evaluation)} neurons evaluate, in layers {sorted({layer for layer, _ in evaluation})}.")
@@ -503,14 +503,20 @@ show(
 pd.concat(tables, names=["guard"])[["refused", "low", "high", "over_refused", "known"]].round(2)
 
 # %%
-gained = defence_score(tables["rehearsed"]) - defence_score(tables["reads the direction"])
-print(f"The rehearsed guard is worth {gained:+.2f} against the one that reads the direction.")
+scores = {name: defence_score(table) for name, table in tables.items()}
+peace = tables["fitted in peace, same place"]
+print(
+    f"Rehearsing alone is worth {scores['rehearsed'] - scores['fitted in peace, same place']:+.2f} (same place, fitted in peace); "
+    f"against the guard that reads the direction {scores['rehearsed'] - scores['reads the direction']:+.2f}.\n"
+    f"Under *circuit* it changes what is kept from {peace.kept['circuit']:.2f} to {tables['rehearsed'].kept['circuit']:.2f}."
+)
 
 # %% [markdown]
 # Read the columns `refused` and `over_refused` together, above all under the informed attack. A guard that fires at everything has kept nothing, though one might *notice* that it does.
 #
-# And look at *circuit*. If a guard falls there that had rehearsed the cut of everything you found, then it was reading a part that the attacker knows and you do not. In a redundant box that
-# is the backup, for which nobody gave you points: what does not count in a score may count in an attack.
+# And look at *circuit*, in both guards at the same place. Rehearsing can also cost: a guard that was fitted to the attacks you thought of may lean on just what the next attacker takes. One
+# guess, not tested here: it reads a part that the attacker knows and you do not. In a redundant box that could be the backup, for which nobody gave you points: what does not count in a score may
+# count in an attack.
 #
 # **Your turn.** Two guards at two places are handed over as a list, `[rehearsed[a], rehearsed[b]]`, but their false alarms add up. Rehearse the informed attack as well. Or look for a
 # place that the third attacker cannot empty. `defence_score` judges them all: the mean of *kept* under the three attacks (peace does not count), times the questions still answered in peace.

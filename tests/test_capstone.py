@@ -17,10 +17,11 @@ from helpers.capstone import LIMIT, PAR, class_seeds, class_table, grade, open_c
 from helpers.capstone_solver import by_domain, case_pairs, cut_ranking, kind_of, naive, solve
 from helpers.glassbox import KINDS, STAGES, glassbox_prompts, load_glassbox, mystery, score
 from helpers.glassbox_language import law
-from helpers.guard import Guard, calm_prompts, discriminant, fit_guards, rehearsals, threshold_at
+from helpers.guard import Guard, calm_prompts, discriminant, fit_guards, rehearsals
 from helpers.hand_in import HandIn, HandInError, hand_in_from_json, read_hand_in, signature, signature_of
 from helpers.hooks import read
 from helpers.models import layers_of
+from helpers.monitor import threshold_at
 from helpers.node_effects import attribute_nodes
 from helpers.prompts import token_batches
 from helpers.refusal import generate

@@ -295,6 +295,22 @@ def test_another_system_prompt_is_no_alarm_of_its_own():
     seen = {layer: torch.randn(2, 5, 128) for layer in watch.layers}
     off = watch.template_deviation(seen, batch)
     assert torch.isnan(off[0]) and off[1] > watch.tolerance
+    seen[watch.layers[0]][1, 0] = torch.nan
+    assert watch.template_deviation(seen, batch)[1] == torch.inf
+
+
+def test_broken_activations_are_no_sound_ones():
+    """A nan is larger than nothing: Python's max would have passed over it."""
+    model, tokenizer, _ = load_glassbox("concentrated")
+    watch = TamperWatch(model, tokenizer, HARMFUL[:4])
+
+    def break_one(x):
+        new = x.clone()
+        new[2, -1] = torch.nan
+        return new
+
+    with edit(model, [("resid_post", 5, break_one)]):
+        assert watch.inspect(model, weights=False).tampered
 
 
 # --- bad input ----------------------------------------------------------------------------------------------

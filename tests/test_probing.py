@@ -12,10 +12,11 @@ from helpers.control_tasks import bag_of_words, control_labels, recurring, surfa
 from helpers.erasure import erase, leace
 from helpers.glassbox import glassbox_prompts, load_glassbox
 from helpers.head_probes import probe_heads, read_heads, steer_heads
-from helpers.hooks import read, record
+from helpers.hooks import edit, read, record
 from helpers.logistic import fit_logistic
 from helpers.models import out_projection_of
-from helpers.prompts import chat_text, load_pairs, tokenize
+from helpers.prompts import CACHE, chat_text, load_pairs, tokenize
+from helpers.shared_prefix import WithPrefix
 
 
 def data(n=60, d=100, sites=3, seed=0):
@@ -223,3 +224,41 @@ def test_bad_input_is_named(complaint, monkeypatch):
     monkeypatch.setattr(type(model.model), "forward", lambda *a, **k: 1 / 0)
     with pytest.raises(ValueError, match=complaint):
         BAD[complaint](model, CharTokenizer())
+
+
+def test_steering_reaches_the_prompts_end_and_every_token_of_a_long_answer():
+    """Against one whole forward, steered by hand; and a shared beginning that nobody was told of is an error, not silence."""
+    model, tokenizer = tiny("llama"), CharTokenizer()
+    prompts = ["hello", "abcde", "zzzzz", "why n", "12345", "other"]
+    probes = probe_heads(read_heads(model, tokenizer, prompts), torch.tensor([0, 1] * 3), [0, 0, 1, 1, 2, 2], folds=3)
+    (row,), answer = tokenize(tokenizer, chat_text(tokenizer, prompts[:1])), [3, 1, 4, 1, 5, 9, 2, 6, 5, 3]
+    ids, n = torch.tensor([row + answer]), len(row)
+    where = torch.arange(ids.shape[1]) >= n - 1
+    push = torch.zeros(4, probes.direction.shape[-1])
+    push[2] = 3 * probes.sigma[1, 2] * probes.direction[1, 2]
+    with torch.no_grad(), edit(model, [("z", 1, lambda x: x + where[None, :, None] * push.flatten())]):
+        whole = model(ids).logits
+
+    def in_two(model, prefix):
+        mask, place = torch.ones_like(ids), torch.arange(ids.shape[1])[None]
+        with torch.no_grad(), steer_heads(model.model, probes, [(1, 2)], 3.0, prefix=prefix):
+            first = model(input_ids=ids[:, :n], attention_mask=mask[:, :n], position_ids=place[:, :n], use_cache=True)
+            then = model(
+                input_ids=ids[:, n:],
+                attention_mask=mask,
+                position_ids=place[:, n:],
+                use_cache=True,
+                **{CACHE: first[CACHE]},
+            )
+        return torch.cat([first.logits[:, -1:], then.logits], 1)
+
+    quick = WithPrefix(model, row[:4])
+    assert torch.allclose(in_two(quick, prefix=4), whole[:, n - 1 :], atol=1e-4)
+    with pytest.raises(ValueError, match="give prefix=meter.prefix"):
+        in_two(quick, prefix=0)
+    with (
+        pytest.raises(ValueError, match="counted from the prompt's end"),
+        steer_heads(model, probes, [(1, 2)], 1.0, position=3),
+    ):
+        pass
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())

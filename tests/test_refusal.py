@@ -1,6 +1,7 @@
 """Refusal measures: patterns on known answers, the log-odds against a naive reference, threshold, openings."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -140,3 +141,14 @@ def test_a_model_that_never_refuses_is_told_apart(tiny):
 
 def test_there_are_first_person_prompts_of_both_sorts():
     assert len(load_first_person("test")) >= 24
+
+
+def test_an_answer_ends_where_the_models_own_configuration_says():
+    """Gemma's turns end by another token than its texts."""
+    model, tokenizer = (
+        SimpleNamespace(generation_config=SimpleNamespace(eos_token_id=[1, 107])),
+        SimpleNamespace(eos_token_id=1),
+    )
+    assert R.end_tokens(model, tokenizer) == [1, 107]
+    assert R.end_tokens(SimpleNamespace(), tokenizer) == [1]
+    assert R.end_tokens(SimpleNamespace(), SimpleNamespace(eos_token_id=None)) == []

@@ -165,13 +165,13 @@ def distil(base, tokenizer, asked: Sequence[Request], tokens: int, batch: int = 
 def _continue(base, tokenizer, rows: list[list[int]], tokens: int):
     """Greedy continuations, [row, token], and the likeliest tokens at each place; the shared start is read once."""
     shared = shared_start(rows)
-    cache = base(torch.tensor([rows[0][:shared]]), use_cache=True, logits_to_keep=1).past_key_values
+    cache = base(torch.tensor([rows[0][:shared]]), use_cache=True, logits_to_keep=1)[P.CACHE]
     cache.batch_repeat_interleave(len(rows))
     b = P.pad([row[shared:] for row in rows], [], P.pad_token_id(tokenizer))
     mask = torch.cat([torch.ones(len(rows), shared, dtype=torch.long), b.attention_mask], 1)
     ids, position, said, values, indices = b.input_ids, b.position_ids + shared, [], [], []
     for _ in range(tokens):
-        out = base(ids, attention_mask=mask, position_ids=position, past_key_values=cache, logits_to_keep=LAST)
+        out = base(ids, attention_mask=mask, position_ids=position, **{P.CACHE: cache}, logits_to_keep=LAST)
         top = out.logits[:, -1].float().softmax(-1).topk(SOFT)
         values.append(top.values)
         indices.append(top.indices)
@@ -189,8 +189,8 @@ def prose(base, tokenizer, count: int = 192, tokens: int = 48, seed: int = 0) ->
     for part in torch.tensor(starts * (count // len(starts) + 1))[:count].split(64):
         ids, text, cache = part[:, None], [part[:, None]], None
         for _ in range(tokens - 1):
-            out = base(ids, past_key_values=cache, use_cache=True, logits_to_keep=LAST)
-            cache = out.past_key_values
+            out = base(ids, **{P.CACHE: cache}, use_cache=True, logits_to_keep=LAST)
+            cache = out[P.CACHE]
             ids = torch.multinomial(out.logits[:, -1].float().softmax(-1), 1, generator=generator)
             text.append(ids)
         rows.append(torch.cat(text, 1))

@@ -86,11 +86,11 @@ def residuals(model, tokenizer, prompts: Sequence[str]) -> torch.Tensor:
     start = shared_start(rows)
     batch = P.pad([row[start:] for row in rows], [], P.pad_token_id(tokenizer))
     body, n = body_of(model), len(rows)
-    cache = body(torch.tensor([rows[0][:start]]), use_cache=True).past_key_values
+    cache = body(torch.tensor([rows[0][:start]]), use_cache=True)[P.CACHE]
     cache.batch_repeat_interleave(n)
     mask = torch.cat([torch.ones(n, start, dtype=torch.long), batch.attention_mask], 1)
     with record(model, ["resid_pre"], keep=lambda x: x[:, -1].float()) as seen:
-        body(batch.input_ids, attention_mask=mask, position_ids=batch.position_ids + start, past_key_values=cache)
+        body(batch.input_ids, attention_mask=mask, position_ids=batch.position_ids + start, **{P.CACHE: cache})
     return torch.stack(list(seen["resid_pre"].values()), 1)
 
 

@@ -82,11 +82,11 @@ def answer_logits(model, tokenizer, batch: list[Example]) -> list[torch.Tensor]:
     """Each example's logits at its answer's tokens, [token, vocabulary]. One system prompt for the whole batch."""
     prefix, rows, starts = rows_of(tokenizer, batch)
     body, unembed = body_of(model), unembedding_of(model)
-    cache = body(torch.tensor([prefix]), use_cache=True).past_key_values
+    cache = body(torch.tensor([prefix]), use_cache=True)[P.CACHE]
     cache.batch_repeat_interleave(len(batch))
     b = P.pad(rows, list(range(len(rows))), P.pad_token_id(tokenizer), side="right")
     mask = torch.cat([torch.ones(len(rows), len(prefix), dtype=torch.long), b.attention_mask], 1)
-    out = body(b.input_ids, attention_mask=mask, position_ids=b.position_ids + len(prefix), past_key_values=cache)
+    out = body(b.input_ids, attention_mask=mask, position_ids=b.position_ids + len(prefix), **{P.CACHE: cache})
     states = [
         out.last_hidden_state[i, s : s + len(e.answer)] for i, (s, e) in enumerate(zip(starts, batch, strict=True))
     ]

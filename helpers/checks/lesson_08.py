@@ -6,7 +6,7 @@ import torch
 from helpers.capstone_solver import by_domain, cut_ranking, kind_of
 from helpers.checks import exercise, wrong_tensor
 from helpers.glassbox import KINDS
-from helpers.guard import threshold_at
+from helpers.monitor import threshold_at
 
 
 def _number(got) -> bool:

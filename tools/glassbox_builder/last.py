@@ -9,6 +9,7 @@ import torch
 from transformers import DynamicCache
 
 from helpers.hooks import edit, record
+from helpers.prompts import CACHE
 
 from .bench import Bench
 from .calibrate import batch
@@ -22,7 +23,7 @@ class LastToken:
         self.bench, self.texts = bench, list(texts)
         self.ids, self.mask = batch(self.texts)
         out = bench.model(self.ids[:, :-1], attention_mask=self.mask[:, :-1], use_cache=True)
-        self.cache = [(layer.keys, layer.values) for layer in out.past_key_values.layers]
+        self.cache = [(layer.keys, layer.values) for layer in out[CACHE].layers]
         with record(bench.model, ["z", "neurons"]) as seen:
             bench.model(self.ids, attention_mask=self.mask, logits_to_keep=1)
         self.clean = {
@@ -58,7 +59,7 @@ class LastToken:
             logits = self.bench.model(
                 self.ids[rows, -1:],
                 attention_mask=self.mask[rows],
-                past_key_values=cache,
+                **{CACHE: cache},
                 use_cache=True,
                 logits_to_keep=1,
             ).logits[:, -1]
