@@ -10,7 +10,7 @@ from helpers.directions import next_token_log_probs
 from helpers.glassbox import glassbox_prompts, load_glassbox
 from helpers.hooks import record
 from helpers.matched import matched_random_sets, mean_activity, random_alike, random_sets
-from helpers.mean_ablation import TemplateMeans, mean_ablated, template_means
+from helpers.mean_ablation import TemplateMeans, mean_ablated, template_means, template_places
 from helpers.models import down_projection_of, layers_of
 from helpers.packed_score import packed
 from helpers.prompts import chat_text, token_batches, tokenize
@@ -225,3 +225,18 @@ def test_bad_input_is_named(box):
 def test_what_prompts_share_by_chance_is_not_the_template():
     tokenizer = CharTokenizer()
     assert shared_prefix(tokenizer, ["hello", "how not", "hey"]) == tokenizer(["^"])["input_ids"][0]
+
+
+def test_tokens_of_an_answer_have_a_place_of_their_own_whoever_generates():
+    """transformers 5.24 gave the cache another name; asked by the old one it was not seen, and answers were left alone."""
+    model, tokenizer, _ = load_glassbox("concentrated")
+    (batch,) = token_batches(tokenizer, glassbox_prompts("harmful", n=2, split="test"))
+    with torch.no_grad(), template_places(model, prefix=0, depth=3) as now:
+        model.generate(
+            input_ids=batch.input_ids,
+            attention_mask=batch.attention_mask,
+            max_new_tokens=2,
+            do_sample=False,
+            pad_token_id=0,
+        )
+    assert now["place"].tolist() == [[4], [4]]
