@@ -131,12 +131,12 @@ def layer_ablations(
     if not twins.prefix:  # position 0, the attention sink, is left alone
         touched[torch.arange(len(touched)), touched.int().argmax(-1)] = False
     touched = touched[..., None].repeat(len(kinds), 1, 1).to(twins.model.device)
-    streams, before = twins.read("harmful", ["resid_pre"])["resid_pre"], twins.odds()
+    before, seen = twins.odds_and_read("harmful", ["resid_pre"])
     lost = {kind: np.zeros((len(layers), len(twins))) for kind in kinds}
     for at, layer in enumerate(layers):
         put = torch.cat([fill[layer] for fill in fills])
         with edit(twins.model, [("neurons", layer, lambda x, put=put: torch.where(touched, put, x))]):
-            x = twins.block(layer, streams[layer].repeat(len(kinds), 1, 1))
+            x = twins.block(layer, seen["resid_pre"][layer].repeat(len(kinds), 1, 1))
         odds = twins.odds_of(twins.resume(layer + 1, x)).cpu().numpy().reshape(len(kinds), -1)
         for kind, row in zip(kinds, odds, strict=True):
             lost[kind][at] = before - row

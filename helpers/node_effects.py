@@ -160,14 +160,14 @@ def patch_nodes(
     nodes, giver = list(nodes), giver_of(into)
     dims = dims_of(twins.model)
     places = [channels_of(dims, node) for node in nodes]
-    clean = twins.read(into, ["resid_pre"])["resid_pre"]
+    before, clean = twins.odds_and_read(into, ["resid_pre"])
     donor = twins.read(giver, ["z", "neurons"])
-    before, moved, done = twins.odds(into), np.zeros((len(nodes), len(twins))), 0
+    moved, done = np.zeros((len(nodes), len(twins))), 0
     for layer in sorted({node.layer for node in nodes}):
         here = [i for i, node in enumerate(nodes) if node.layer == layer]
         for start in range(0, len(here), at_once):
             part = here[start : start + at_once]
-            x = clean[layer].repeat(len(part), 1, 1)
+            x = clean["resid_pre"][layer].repeat(len(part), 1, 1)
             edits = [(site, layer, _each_its_own(places, part, site, donor[site][layer])) for site in ("z", "neurons")]
             with edit(twins.model, edits):
                 x = twins.block(layer, x)

@@ -68,8 +68,9 @@ def cut_response(twins: Twins, nodes: Sequence[Node], direction: torch.Tensor | 
     layer, site = nodes[0].layer, "attn_out" if nodes[0].kind == "head" else "mlp_out"
     donor, sites = twins.read("harmless", ["z", "neurons"]), ["attn_out", "mlp_out", "resid_post"]
     cut = held(twins.model, nodes, donor)
-    clean, now = twins.read("harmful", sites), twins.read("harmful", sites, cut)
-    end, before = clean["resid_post"][-1][:, -1], twins.odds()
+    before, clean = twins.odds_and_read("harmful", sites)
+    after, now = twins.odds_and_read("harmful", sites, cut)
+    end = clean["resid_post"][-1][:, -1]
 
     def written(at: int, where: str) -> np.ndarray:
         change = (now[where][at] - clean[where][at])[:, -1]
@@ -83,7 +84,7 @@ def cut_response(twins: Twins, nodes: Sequence[Node], direction: torch.Tensor | 
         for part, where in zip(PARTS, ("attn_out", "mlp_out"), strict=True)
         if at > layer or (site, where) == ("attn_out", "mlp_out")
     }
-    return CutResponse(written(layer, site), twins.odds("harmful", cut) - before, later)
+    return CutResponse(written(layer, site), after - before, later)
 
 
 class Cuts:
