@@ -334,10 +334,11 @@ assert touchy.left > 0.9 and touchy.over_refused > 0.5
 # * `plain`: the same further training, and no idea: what training alone does;
 # * `distributed`: trained while its own refusal directions, found anew as they move, or random neurons are being ablated (after ReFAT, Yu et al. 2024);
 # * `redundant`: trained while the standard adapter's direction is cut, so that a second path has to grow;
-# * `entangled`: trained to fall silent altogether once its direction is cut, so that removal takes the answers along.
+# * `entangled`: trained to fall silent altogether once its direction is cut, so that removal takes the answers along;
+# * `latent`: trained while the stream is pushed to where the model's own loss is larger (latent adversarial training, Casper et al. 2024): no direction is named.
 #
-# A defence that refuses more of everything looks sturdier than it is. So each but `entangled` was then made weaker as a whole (its adapter scaled down) until, on
-# validation requests, it refused harmless ones at most 5 points more often than the standard one and harmful ones at most 5 points less often. Before that, some
+# A defence that refuses more of everything looks sturdier than it is. So each was then made weaker (or stronger) as a whole, its adapter scaled until, on
+# validation requests, it refused harmless ones at most 5 points more often than the standard one and harmful ones at most 5 points less often; one training of `entangled` refuses too little at every factor. Before that, some
 # trainings refused twice as many harmless twins, and stood up to the attacks far better.
 #
 # The whole table is beyond a notebook: every attack, every dose, and **several trainings** (seeds) of an adapter, as many as the column `seeds` says. The course's maintainers ran it with
@@ -355,7 +356,7 @@ from helpers.robustness import MAX_KL, SHIPPED
 
 shipped = pd.read_csv(SHIPPED)
 standard_rows = shipped[shipped.adapter == "refusal"]
-ideas = [name for name in ("plain", "distributed", "redundant", "entangled") if name in set(shipped.adapter)]
+ideas = [name for name in ("plain", "distributed", "redundant", "entangled", "latent") if name in set(shipped.adapter)]
 # %%
 calmness = shipped[shipped.attack == "none"].groupby("adapter", sort=False).agg(
     seeds=("seed", "nunique"), refused=("refused", "mean"), broken=("broken", "mean"), over_refused=("over_refused", "mean"), perplexity=("perplexity", "mean")
