@@ -58,6 +58,12 @@ def test_a_table_of_minutes_is_read_as_it_was_written():
     assert "| together | 3.8 | |" in text and text.index("| 00 |") < text.index("| 03 |")
 
 
+def test_the_readme_says_how_long_every_lesson_runs():
+    rows = minutes.read((ROOT / "README.md").read_text(encoding="utf-8"))
+    assert set(rows) == {path.name[:2] for path in (ROOT / "solutions").glob("[0-9][0-9]_*.py")}
+    assert all(0 < time < 30 and 0 <= memory < 8 for time, memory in rows.values())
+
+
 def test_an_ordinary_run_leaves_the_long_solutions_to_the_schedule(monkeypatch):
     monkeypatch.delenv("COURSE_SCHEDULED", raising=False)
     spec = importlib.util.spec_from_file_location("root_conftest", ROOT / "conftest.py")
