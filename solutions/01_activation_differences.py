@@ -942,6 +942,7 @@ def my_control(chosen, activity, rng):
 control = check("01.7", my_control)
 
 # %%
+from helpers.many_sets import odds_of_sets
 from helpers.matched import mean_activity
 
 # Requests that the intact model does refuse, as in the paper: what it answers anyway cannot show an ablation's effect.
@@ -968,8 +969,8 @@ sets = {"same layers": [same_layers(fifty, np.random.default_rng(i)) for i in ra
 untouched = test_meter.measure()
 of_fifty = test_meter.measure(mean_ablated(model, fifty, means))
 by_chance = {
-    name: np.array([above(test_meter.odds(mean_ablated(model, one, means))) for one in tqdm(several_sets, desc=name)])
-    for name, several_sets in sets.items()
+    name: np.array([above(row) for row in odds_of_sets(test_meter, several_sets, means)])
+    for name, several_sets in tqdm(sets.items(), desc="random sets")
 }
 
 # %%
@@ -1040,9 +1041,7 @@ band, band_size = (
 for k in SIZES[1:]:
     chosen = ranked(real.difference.abs(), k)
     alike = matched_random_sets(chosen, real.activity, draws if k == SIZES[-1] else fewer, spill=True)
-    band[k] = np.array(
-        [above(test_meter.odds(mean_ablated(model, one, means))) for one in tqdm(alike, desc=f"{k} at random")]
-    )
+    band[k] = np.array([above(row) for row in odds_of_sets(test_meter, alike, means)])
     band_size[k] = mean_activity(chosen, real.activity), np.mean([mean_activity(one, real.activity) for one in alike])
 
 # %% [markdown]
@@ -1146,9 +1145,7 @@ honest = summary[summary.KL <= 0.1] if (summary.KL <= 0.1).any() else summary[su
 row = honest.loc[honest["log-odds"].idxmin()]
 its_neurons = ranked(real_scores[row.ranking], int(row.neurons))
 alike = matched_random_sets(its_neurons, real.activity, draws, spill=True)
-its_band = np.array(
-    [above(test_meter.odds(mean_ablated(model, one, means))) for one in tqdm(alike, desc="matched to it")]
-)
+its_band = np.array([above(row) for row in odds_of_sets(test_meter, alike, means)])
 print(f"{row.neurons:,} neurons by {row.ranking}: log-odds {row['log-odds']:.2f} (intact {above(untouched.odds):.2f}), KL {row.KL:.2f}, "
       f"perplexity {row.perplexity:.0f} (intact {untouched.perplexity:.0f})")  # fmt: skip
 print(f"{draws} sets matched to them: {its_band.min():.2f} to {its_band.max():.2f}, mean {its_band.mean():.2f}; "

@@ -277,6 +277,7 @@ assert known_at[mild] > known_at[1] and wake > by_strength["redundant", 0]["log-
 # %%
 from helpers.dose import dose_response
 from helpers.edit_plots import dose_panels
+from helpers.many_sets import odds_of_sets
 from helpers.matched import matched_random_sets
 
 BOX_COUNTS = (0, 2, 4, 8, 16, 32, 64, 128)
@@ -296,8 +297,13 @@ def alike_in(activity):
     return lambda chosen: matched_random_sets(chosen, activity, 20, spill=True)
 
 
+def many_without(one):
+    """The same for many sets at once, each on rows of its own."""
+    return lambda sets: odds_of_sets(one.meter.meter, sets, one.means)
+
+
 responses = {
-    kind: dose_response(odds_without(one), one.ranking, BOX_COUNTS, alike_in(one.activity))
+    kind: dose_response(odds_without(one), one.ranking, BOX_COUNTS, alike_in(one.activity), 0.0, many_without(one))
     for kind, one in tqdm(boxes.items(), desc="boxes")
 }
 
@@ -525,8 +531,9 @@ response = dose_response(
     lambda places: draw_meter.odds(without(places)),
     ranking,
     DOSES,
-    lambda chosen: tqdm(alike_in(real.activity)(chosen), desc="random sets"),
+    alike_in(real.activity),
     refusal.threshold,
+    lambda sets: odds_of_sets(draw_meter, sets, means),
 )
 dose_costs = {count: meter.measure(without(ranking[:count])) for count in tqdm(DOSES, desc="doses")}
 table = pd.DataFrame([cost.row() for cost in dose_costs.values()], index=pd.Index(DOSES, name="neurons"))

@@ -88,6 +88,7 @@ from helpers.costs import CostMeter
 from helpers.directions import mean_differences, unit
 from helpers.edit_costs import EditMeter
 from helpers.fresh_prefix import fresh
+from helpers.many_sets import odds_of_sets
 from helpers.mean_ablation import template_means
 from helpers.neurons import Comparison, SafetyNeuronFinder, write_onto
 from helpers.next_directions import read_last
@@ -269,7 +270,7 @@ def whole(cost, intact):
 
 few = {}
 for name, one in tqdm(studies.items(), desc="counts"):
-    odds = np.array([one.choose.odds(without(one, one.ranking[:count])) for count in one.counts])  # validation topics
+    odds = odds_of_sets(one.choose, [one.ranking[:count] for count in one.counts], one.means)  # validation topics
     refused = odds > one.threshold
     count = smallest_count(refused, one.counts)
     low, high = interval_of(refused, one.counts, np.random.default_rng(0))
@@ -277,7 +278,7 @@ for name, one in tqdm(studies.items(), desc="counts"):
     one.intact, cost = one.meter.measure(), one.meter.measure(without(one, one.ranking[:tried]))
     sets = matched_random_sets(one.ranking[:tried], one.activity, 20, spill=True)
     ours = one.draw.odds(without(one, one.ranking[:tried])).mean()
-    drawn = np.array([one.draw.odds(without(one, places)).mean() for places in sets])
+    drawn = odds_of_sets(one.draw, sets, one.means).mean(1)
     few[name] = SimpleNamespace(count=count, tried=tried, cost=cost, refused=refused, ours=ours, drawn=drawn)
     fine = count < np.inf and whole(cost, one.intact) and np.mean(drawn <= ours) <= 0.05
     findings.add(

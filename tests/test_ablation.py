@@ -276,6 +276,15 @@ def test_a_dose_response_is_its_loop():
         dose_response(lambda p: odds[0], [(0, i) for i in range(4)], [5])
 
 
+def test_a_dose_response_may_ask_for_many_sets_at_once():
+    odds = {n: np.array([3.0 - n, 4.0 - n]) for n in range(4)}
+    ranked, draw = [(0, i) for i in range(4)], lambda chosen: [chosen, chosen[:-1], chosen]
+    slow = dose_response(lambda places: odds[len(places)], ranked, [0, 1, 3], draw)
+    many = lambda sets: np.stack([odds[len(one)] for one in sets])  # noqa: E731
+    quick = dose_response(lambda places: odds[len(places)], ranked, [0, 1, 3], draw, odds_of_sets=many)
+    assert quick.equals(slow) and quick.attrs == slow.attrs and list(quick.draws) == [1, 3, 3]
+
+
 @pytest.mark.parametrize("need", [1, 2, 3, 7, 64, 99, 100])
 def test_the_smallest_set_is_found_by_few_measurements(need):
     calls = []
