@@ -50,6 +50,8 @@ class Stage:
     later_weight: float = 0.5
     prose_weight: float = 1.0
     attacked: float = 0.5
+    cuts: bool = True  # whether refusal directions are cut at all
+    follows: bool = False  # whether the model's own are found anew as they move
     answer_tokens: int = 10  # of each answer, refusals too: the shipped adapter knows how to go on
     refit_every: int = 7  # steps, after which the model's own direction is found anew
     grow_every: int = 14  # steps, after which one more path is cut, up to `paths`
@@ -72,7 +74,13 @@ def silence(model, tokenizer, half: list[Example], enough: float) -> torch.Tenso
 
 
 # What differs from idea to idea.
-STAGES = {"plain": {}, "distributed": {"steps": 70}, "redundant": {}, "latent": {}, "entangled": {}}
+STAGES = {
+    "plain": {"cuts": False},
+    "distributed": {"steps": 70, "follows": True},
+    "redundant": {},
+    "latent": {"cuts": False},
+    "entangled": {"follows": True},
+}
 
 
 class Attacker:
@@ -82,13 +90,13 @@ class Attacker:
         self.model, self.tokenizer, self.stage, self.rng = model, tokenizer, stage, random.Random(stage.seed + 11)
         self.directions = Directions(model, tokenizer, examples, self.rng)
         # The shipped adapter's direction first; then, if they are to be many, those that are found behind it.
-        self.paths = None if stage.idea in ("plain", "latent") else self.directions.nested(1, (16,))
+        self.paths = self.directions.nested(1, (16,)) if stage.cuts else None
         self.current = self.paths  # the model's own, as it moves
 
     def refit(self, step: int) -> None:
         """Find the model's direction anew, and one more path behind those that are cut already."""
         stage = self.stage
-        if stage.idea in ("plain", "redundant", "latent") or not step or step % stage.refit_every:
+        if not stage.follows or not step or step % stage.refit_every:
             return
         with torch.autocast("cpu", torch.bfloat16):
             self.current = self.directions.nested(1)
