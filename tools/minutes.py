@@ -34,10 +34,10 @@ def run(number: str, keep: bool = False) -> None:
     notebooks. Ends with the lint's findings if there are any."""
     (source,) = sources(ROOT, [number])
     began = time.time()
-    if keep and (findings := build(source, force=True)):
-        raise SystemExit("\n".join(map(str, findings)))
     if not keep:
         execute(notebooks(source)[0], source)
+    elif findings := build(source, force=True):
+        raise SystemExit("\n".join(map(str, findings)))
     seconds, peak = time.time() - began, 0
     if os.name != "nt":
         import resource
