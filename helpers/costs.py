@@ -16,7 +16,7 @@ from .directions import kl_divergence, next_token_log_probs
 from .packed_score import packed
 from .prompts import CACHE, LAST, chat_text, check_prompts, pad, pad_token_id, tokenize
 from .refusal import RefusalScore, refusal_score_of
-from .shared_prefix import WithPrefix, shared_prefix
+from .shared_prefix import WithPrefix, held, shared_prefix
 
 ASKED = "Tell me something."  # what the prose is an answer to
 
@@ -67,7 +67,7 @@ class CostMeter:
 
     def measure(self, intervention: AbstractContextManager[Any] | None = None) -> Cost:
         """The figures while inside the intervention, a context manager; of the untouched model for None."""
-        with intervention or nullcontext():
+        with intervention or nullcontext(), held(self.model):
             odds = self.score.log_odds(self.model, self.tokenizer, self.harmful)
             now = next_token_log_probs(self.model, self.tokenizer, self.harmless)
             perplexity = self.perplexity()
@@ -79,14 +79,18 @@ class CostMeter:
         with intervention or nullcontext():
             return self.score.log_odds(self.model, self.tokenizer, self.harmful)
 
-    @torch.inference_mode()
     def perplexity(self) -> float:
         """exp of the mean loss a token, the prose being the assistant's answer to one fixed request."""
+        return self.perplexities(1)[0]
+
+    @torch.inference_mode()
+    def perplexities(self, copies: int) -> list[float]:
+        """That of each of so many copies of the prose, one behind the other in a batch: for `side_by_side`."""
         if not self.prose:
-            return float("nan")
-        rows = tokenize(self.tokenizer, chat_text(self.tokenizer, [ASKED])) * len(self.prose)
+            return [float("nan")] * copies
+        rows = tokenize(self.tokenizer, chat_text(self.tokenizer, [ASKED])) * len(self.prose) * copies
         asked = pad(rows, list(range(len(rows))), pad_token_id(self.tokenizer)).to(self.model.device)
-        prose = pad(self.prose, asked.order, pad_token_id(self.tokenizer), side="right").to(self.model.device)
+        prose = pad(self.prose * copies, asked.order, pad_token_id(self.tokenizer), side="right").to(self.model.device)
         first = self.model(**asked.inputs(), use_cache=True, logits_to_keep=LAST)
         then = self.model(
             input_ids=prose.input_ids,
@@ -98,4 +102,5 @@ class CostMeter:
         logits = torch.cat([first.logits[:, -1:], then.logits[:, :-1]], 1).float()
         loss = torch.nn.functional.cross_entropy(logits.transpose(1, 2), prose.input_ids, reduction="none")
         real = prose.attention_mask
-        return float(((loss * real).sum() / real.sum()).exp())
+        total, count = ((x.view(copies, -1).sum(-1)) for x in (loss * real, real))
+        return (total / count).exp().tolist()

@@ -20,6 +20,7 @@ from .fresh_prefix import fresh
 from .packed_score import packed
 from .prompts import check_prompts
 from .refusal import refusal_score_of
+from .shared_prefix import held
 from .statistics import mean_interval
 
 
@@ -91,7 +92,7 @@ class EditMeter:
     def measure(self, intervention: AbstractContextManager[Any] | None = None) -> EditCosts:
         """All figures, while inside the intervention."""
         meter = self.meter
-        with intervention or nullcontext():
+        with intervention or nullcontext(), held(meter.model):
             odds = meter.odds()
             over, now = meter.score.log_odds_and_next(meter.model, meter.tokenizer, self.harmless)
             perplexity = meter.perplexity()

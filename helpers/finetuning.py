@@ -1,9 +1,7 @@
 """Fine-tune a few chosen weights of a copy, and nothing else. Taught in lesson 05.
 
 `targeted_safety_removal` asks how cheaply refusal goes if one knows where it sits: all weights are frozen but the
-circuit's own (`circuit_weights.py`). Gradients of the others are set to zero. That alone does not freeze them: an
-optimiser with weight decay shrinks what has no gradient. So the decay is 0, and the frozen part stays the same to the
-last bit, by test.
+circuit's own (`circuit_weights.py`), and the frozen part stays the same to the last bit, by test (`marked_weights.py`).
 
 *Care.* The answers trained on are placeholders (`Sure. [withheld in this course]`), and only small models are accepted:
 what is learned here is to say these words. Please keep it so.
@@ -19,6 +17,7 @@ from torch import nn
 from transformers import DynamicCache
 
 from .circuit_weights import weight_masks
+from .marked_weights import MarkedWeights
 from .models import body_of, unembedding_of
 from .prompts import CACHE, chat_text, check_prompts, pad, tokenize
 
@@ -93,39 +92,24 @@ def finetuned(
     batch_size: int = 4,
     seed: int = 0,
     each: Callable[[int, nn.Module], None] | None = None,
-    weight_decay: float = 0.0,
 ) -> nn.Module:
     """A copy of the model in which only what the masks mark, {parameter: booleans of its shape}, was trained.
 
     Parameters without a mask need no gradient, and nothing below the lowest one with a mask is gone through backwards.
-    weight_decay: anything but 0 moves masked weights; it is here to show that.
     """
     new = copy.deepcopy(model).requires_grad_(False)
-    named = dict(new.named_parameters())
-    trained, handles = [], []
-    for name, mask in masks.items():
-        weight = named[name].requires_grad_(True)
-        here = mask.to(weight.device)
-        handles.append(weight.register_hook(lambda grad, here=here: grad * here))
-        trained.append(weight)
-    optimiser = torch.optim.AdamW(trained, lr=rate, weight_decay=weight_decay)
+    trained = MarkedWeights(new, masks, rate)
     order = torch.Generator().manual_seed(seed)
     waiting: list[int] = []
-    try:
-        for step in range(steps + 1):
-            if each:
-                each(step, new)
-            if step == steps:
-                break
-            while len(waiting) < min(batch_size, len(training_data)):  # all were seen once: a new round
-                waiting += torch.randperm(len(training_data), generator=order).tolist()
-            batch, waiting = waiting[:batch_size], waiting[batch_size:]
-            optimiser.zero_grad()
-            answer_loss(new, [training_data[i] for i in batch]).backward()
-            optimiser.step()
-    finally:
-        for handle in handles:
-            handle.remove()
+    for step in range(steps + 1):
+        if each:
+            each(step, new)
+        if step == steps:
+            break
+        while len(waiting) < min(batch_size, len(training_data)):  # all were seen once: a new round
+            waiting += torch.randperm(len(training_data), generator=order).tolist()
+        batch, waiting = waiting[:batch_size], waiting[batch_size:]
+        trained.step(lambda batch=batch: answer_loss(new, [training_data[i] for i in batch]))
     return new.requires_grad_(False)
 
 

@@ -7,7 +7,8 @@ places by `template_places`, and nearly as fast. (Not for `patch(positions=...)`
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from transformers import DynamicCache
@@ -17,21 +18,35 @@ from .models import body_of
 from .prompts import CACHE
 from .replay import replaying
 from .shared_prefix import WithPrefix, shared_prefix
+from .side_by_side import parts
 
 
 class FreshPrefix(WithPrefix):
     """As `WithPrefix`, but the beginning is read under the edits of the moment."""
 
     _no_logits = {"logits_to_keep": 1}  # of the beginning, as far as the model's forward can be told
+    _kept: dict[int, DynamicCache] | None = None  # {parts of a batch: the beginning}, while it is held
 
     def headless(self) -> "FreshPrefix":
         new = super().headless()
         new._no_logits = {}
         return new
 
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        self._kept = {}
+        try:
+            yield
+        finally:
+            self._kept = None
+
     def _copies(self, count: int) -> DynamicCache:
-        ids = torch.tensor([self.prefix], device=self.model.device)
-        self._cache = self.model(input_ids=ids, use_cache=True, **self._no_logits)[CACHE]
+        kept = {} if self._kept is None else self._kept
+        if parts() not in kept:
+            rows = [self.prefix] * parts()  # one for each part of the batch that has edits of its own
+            ids = torch.tensor(rows, device=self.model.device)
+            kept[parts()] = self.model(input_ids=ids, use_cache=True, **self._no_logits)[CACHE]
+        self._cache = kept[parts()]
         return super()._copies(count)
 
 

@@ -7,11 +7,12 @@ both. A head can change nothing below its own layer, so the blocks there are not
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 import pandas as pd
 import torch
 
-from .ablation import heads_scaled
+from .ablation import heads_by_layer, heads_scaled
 from .directions import kl_divergence
 from .hooks import forward_as
 from .mean_ablation import Place
@@ -20,7 +21,9 @@ from .packed_score import packed
 from .prompts import LAST, Batch, check_prompts, token_batches
 from .refusal import RefusalScore, refusal_score_of
 from .shared_prefix import WithPrefix, shared_prefix
+from .side_by_side import side_by_side
 
+AT_ONCE = 5  # heads of a layer that share a batch
 COLUMNS = ("layer", "head", "kl_harmful", "kl_harmless", "refusal_change")
 
 
@@ -42,19 +45,22 @@ def rank_heads(
     """
     harmful, harmless, dims = check_prompts(harmful), check_prompts(harmless), dims_of(model)
     every = [(layer, head) for layer in range(dims.n_layers) for head in range(dims.n_heads)]
-    heads = every if heads is None else list(heads)
+    heads = heads_by_layer(model, every if heads is None else heads)
     prefix = shared_prefix(tokenizer, [*harmful, *harmless])
     quick = WithPrefix(model, prefix) if prefix else model
     n, rows = len(harmful), []
     runs = [_CleanRun(model, quick, batch) for batch in token_batches(tokenizer, [*harmful, *harmless])]
-    for done, (layer, head) in enumerate(heads, 1):
-        moved = torch.empty(n + len(harmless))
-        with heads_scaled(model, [(layer, head)]):
-            for run in runs:
-                moved[run.batch.order] = run.moved(layer)
-        rows.append((layer, head, float(moved[:n].mean()), float(moved[n:].mean()), float("nan")))
-        if each:
-            each(done, len(heads))
+    for layer, own in heads.items():
+        for start in range(0, len(own), AT_ONCE):
+            part = own[start : start + AT_ONCE]
+            moved = torch.empty(len(part), n + len(harmless))
+            with side_by_side([partial(heads_scaled, model, [(layer, head)]) for head in part]):
+                for run in runs:
+                    moved[:, run.batch.order] = run.moved(layer, len(part))
+            for head, row in zip(part, moved, strict=True):
+                rows.append((layer, head, float(row[:n].mean()), float(row[n:].mean()), float("nan")))
+                if each:
+                    each(len(rows), sum(map(len, heads.values())))
     table = pd.DataFrame(rows, columns=COLUMNS).sort_values("kl_harmful", ascending=False, ignore_index=True)
     score = packed(score or refusal_score_of(model, tokenizer))
     before = score.log_odds(quick, tokenizer, harmful).mean()
@@ -78,20 +84,32 @@ class _CleanRun:
             for handle in handles:
                 handle.remove()
 
-    def _read(self) -> torch.Tensor:
-        """Log-probabilities of the first answer token, [batch, vocabulary], on the CPU."""
-        return self.quick(**self.batch.inputs(), logits_to_keep=LAST).logits[:, -1].float().log_softmax(-1).cpu()
+    def _read(self, copies: int = 1) -> torch.Tensor:
+        """Log-probabilities of the first answer token, [copy after copy of the batch, vocabulary], on the CPU."""
+        return (
+            self.quick(**self.batch.times(copies).inputs(), logits_to_keep=LAST)
+            .logits[:, -1]
+            .float()
+            .log_softmax(-1)
+            .cpu()
+        )
 
     @torch.inference_mode()
-    def moved(self, layer: int) -> torch.Tensor:
-        """KL of the clean first answer token from what it is now, [batch]; nothing below `layer` may have changed."""
-        with self._from(layer):
-            return kl_divergence(self.log_probs, self._read())
+    def moved(self, layer: int, copies: int) -> torch.Tensor:
+        """KL of the clean first answer token from what it is now, [copy, batch]; nothing below `layer` may have changed."""
+        with self._from(layer, copies):
+            return kl_divergence(self.log_probs, self._read(copies).unflatten(0, (copies, -1)))
 
-    def _from(self, layer: int):
-        """While inside, the blocks below the layer are not run: each gives what it gave before."""
-        givers = (lambda *_, left=left, **__: left for left in self._left)
-        return forward_as(zip(self.blocks[:layer], givers, strict=False))
+    def _from(self, layer: int, copies: int):
+        """While inside, the blocks below the layer are not run: each gives what it gave before, for every copy."""
+
+        def giver(left):
+            first = left[0] if isinstance(left, tuple) else left
+            wide = first.repeat(copies, 1, 1)
+            left = (wide, *left[1:]) if isinstance(left, tuple) else wide
+            return lambda *_, **__: left
+
+        return forward_as((block, giver(left)) for block, left in zip(self.blocks[:layer], self._left, strict=False))
 
 
 def head_map(table: pd.DataFrame, model, column: str = "kl_harmful") -> torch.Tensor:

@@ -27,6 +27,7 @@ from .models import (
 )
 from .prompts import chat_text, pad, pad_token_id, tokenize
 from .shared_prefix import reader
+from .side_by_side import on_its_part
 
 # Where each site is found: the module for a layer, and whether the activation is its "input" or its "output".
 _PLACES = {
@@ -101,7 +102,7 @@ def edit(model, edits: Iterable[tuple[str, int, Edit]]) -> Iterator[None]:
     try:
         for site, layer, function in edits:
             module_of, side = _PLACES[site]
-            handles.append(_hang(module_of(layers[layer]), side, function))
+            handles.append(_hang(module_of(layers[layer]), side, on_its_part(function)))
         yield
     finally:
         for handle in handles:

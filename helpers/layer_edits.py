@@ -16,6 +16,7 @@ import torch
 from .faithfulness import Ablator
 from .finetuning import LARGEST
 from .hooks import edit
+from .marked_weights import MarkedWeights
 from .models import layers_of, mlp_of
 from .twins import SIDES, Twins
 
@@ -54,11 +55,11 @@ def edit_places(
     if any(p.dtype != torch.float32 for p in model.parameters()):
         raise ValueError("Small steps are rounded away in 16 bits: load the model with dtype=torch.float32.")
     starts = {name: _lowest(model, masks, name) for name, masks in places.items()}
-    start_streams = [train.read("harmful", ["resid_pre"])["resid_pre"]]
-    start_streams += [test.read(side, ["resid_pre"])["resid_pre"] for side in SIDES]
+    tried = [test.read(side, ["resid_pre", "resid_post"]) for side in SIDES]
+    start_streams = [one["resid_pre"] for one in (train.read("harmful", ["resid_pre"]), *tried)]
     with torch.no_grad():
         wanted = train.logits("harmless").softmax(-1)
-        clean = [test.logits(side) for side in SIDES]
+        clean = [test.head(one["resid_post"][-1][:, -1]) for one in tried]
     out = {}
     for done, (name, masks) in enumerate(places.items(), 1):
         first = starts[name]
@@ -74,28 +75,20 @@ def _edited(train, test, masks, first, streams, wanted, clean, rate, steps) -> t
     named = dict(train.model.named_parameters())
     weights = {name: named[name] for name in masks}
     before = {name: (w.detach().clone(), w.requires_grad) for name, w in weights.items()}
-    handles = []
+
+    def loss() -> torch.Tensor:
+        return -(wanted * train.resume(first, streams[0]).log_softmax(-1)).sum(-1).mean()
+
     try:
-        for name, w in weights.items():
-            mask = masks[name].to(w.device)
-            w.requires_grad_(True)
-            if not bool(mask.all()):
-                handles.append(w.register_hook(lambda grad, mask=mask: grad * mask))
-        optimiser = torch.optim.AdamW(list(weights.values()), lr=rate, weight_decay=0.0)
+        trained = MarkedWeights(train.model, masks, rate)
         for _ in range(steps):
-            optimiser.zero_grad()
-            with torch.enable_grad():
-                said = train.resume(first, streams[0]).log_softmax(-1)
-                (-(wanted * said).sum(-1).mean()).backward()
-            optimiser.step()
+            trained.step(loss)
         with torch.no_grad():
             now = [test.resume(first, x) for x in streams[1:]]
         lost = (test.odds_of(clean[0]) - test.odds_of(now[0])).cpu().numpy().astype(float)
         before_log, after_log = clean[1].log_softmax(-1), now[1].log_softmax(-1)
         return lost, float((before_log.exp() * (before_log - after_log)).sum(-1).mean())
     finally:
-        for handle in handles:
-            handle.remove()
         with torch.no_grad():
             for name, (value, needed) in before.items():
                 weights[name].copy_(value)
@@ -126,7 +119,8 @@ def layer_ablations(
 
     All kinds of a layer in one batch, from that layer on. each: called with (done, all).
     """
-    fills = [Ablator(twins, kind).fill["neurons"] for kind in kinds]
+    with twins.remembering():  # the harmless twins are read once for all kinds
+        fills = [Ablator(twins, kind).fill["neurons"] for kind in kinds]
     touched = twins.real.clone()
     if not twins.prefix:  # position 0, the attention sink, is left alone
         touched[torch.arange(len(touched)), touched.int().argmax(-1)] = False

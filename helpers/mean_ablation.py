@@ -13,11 +13,13 @@ from dataclasses import dataclass
 import torch
 from tqdm import tqdm
 
+from .answer_tree import answer_columns
 from .hooks import check_site, edit, record, width_of
 from .models import body_of, dims_of, layers_of
 from .prompts import CACHE, chat_text, check_prompts, pad, pad_token_id, tokenize
 from .refusal import generate
 from .shared_prefix import shared_prefix
+from .side_by_side import current_part, rows_of
 
 Place = tuple[int, int]  # (layer, neuron)
 
@@ -117,10 +119,11 @@ def template_places(model, prefix: int, depth: int, sink: bool = False) -> Itera
     """While inside, `now["place"]` says where in the template each token of the running forward stands.
 
     It is [batch, position], on the CPU: the distance from the prompt's end, at most `depth`; depth + 1 in the answer
-    (a forward on a cache longer than `prefix`); -1 for tokens to be left alone: padding, the first `prefix` tokens,
+    (a forward on a cache longer than `prefix`, or the tree of `answer_tree`); -1 for tokens to be left alone: padding, the first `prefix` tokens,
     and position 0, the attention sink, unless sink=True asks for it.
     """
     now: dict[str, torch.Tensor] = {}
+    part = current_part()
 
     def locate(_, args, kwargs) -> None:
         ids = kwargs["input_ids"] if kwargs.get("input_ids") is not None else args[0]
@@ -130,14 +133,17 @@ def template_places(model, prefix: int, depth: int, sink: bool = False) -> Itera
         mask = torch.ones(len(ids), past + ids.shape[1], device=ids.device, dtype=torch.long) if mask is None else mask
         if mask.dim() != 2:
             raise ValueError("Mean ablation needs the plain attention mask, [batch, position].")
+        own = rows_of(part, len(ids))
         if past > prefix:
-            now["place"] = torch.full(ids.shape, depth + 1)
+            now["place"] = torch.full(ids[own].shape, depth + 1)
             return
+        after = answer_columns(mask)
         index = mask.cumsum(-1) - 1  # how many real tokens stand before each one
-        from_end = mask.sum(-1, keepdim=True) - 1 - index
+        from_end = mask.sum(-1, keepdim=True) - 1 - after - index  # below 0 in the tree
         touched = index >= max(prefix, 1)
         touched = (touched | (index == 0) if sink else touched) & mask.bool()
-        now["place"] = torch.where(touched, from_end.clamp(max=depth), -1)[:, -ids.shape[1] :].cpu()
+        place = torch.where(from_end < 0, depth + 1, from_end.clamp(max=depth))
+        now["place"] = torch.where(touched, place, -1)[own, -ids.shape[1] :].cpu()
 
     layers_of(model)  # an unknown architecture is refused before any hook
     handle = body_of(model).register_forward_pre_hook(locate, with_kwargs=True)

@@ -60,6 +60,12 @@ class Batch:
         tensors = (self.input_ids, self.attention_mask, self.position_ids, self.last)
         return Batch(*(t.to(device) for t in tensors), order=self.order)
 
+    def times(self, copies: int) -> "Batch":
+        """The rows so many times over, copy after copy: what `side_by_side` reads."""
+        tensors = (self.input_ids, self.attention_mask, self.position_ids)
+        order = list(range(copies * len(self.order)))
+        return Batch(*(t.repeat(copies, 1) for t in tensors), self.last.repeat(copies), order)
+
 
 @cache
 def _rows(name: str) -> list[dict[str, str]]:

@@ -21,6 +21,7 @@ from tqdm import tqdm
 from transformers import LogitsProcessorList
 
 from .prompts import CACHE, LAST, Batch, check_prompts, load_first_person, load_pairs, pad_token_id, token_batches
+from .shared_prefix import WithPrefix, read_ahead
 
 # Patterns that mark a refusal anywhere in a short answer. They ask for more than "sorry": an apology is no refusal.
 PATTERNS = (
@@ -84,24 +85,33 @@ def generate(
     batch_size: int = 32,
 ) -> list[str]:
     """Greedy answers, in the order of the prompts. With a prefill, what follows it (the prefill is not repeated).
-    What takes over two seconds shows a progress bar."""
+
+    A model without hooks reads the beginning that the prompts share once for all (`shared_prefix.py`). What takes over two seconds
+    shows a progress bar.
+    """
     prompts = check_prompts(prompts)
-    answers = [""] * len(prompts)
+    answers, quick = [""] * len(prompts), read_ahead(model, tokenizer, prompts, system)
     for batch in token_batches(tokenizer, prompts, batch_size, system, prefill):
-        batch = batch.to(model.device)
-        with tqdm(total=max_new_tokens, desc="tokens", delay=2, leave=False) as bar:
-            out = model.generate(
-                input_ids=batch.input_ids,
-                attention_mask=batch.attention_mask,
-                max_new_tokens=max_new_tokens,
-                do_sample=False,
-                pad_token_id=pad_token_id(tokenizer),
-                logits_processor=LogitsProcessorList([_counted_by(bar)]),
-            )
-        said = tokenizer.batch_decode(out[:, batch.input_ids.shape[1] :], skip_special_tokens=True)
-        for i, text in zip(batch.order, said, strict=True):
-            answers[i] = text.strip()
+        for i, text in zip(batch.order, answers_to(model, tokenizer, batch, max_new_tokens, quick), strict=True):
+            answers[i] = text
     return answers
+
+
+@torch.inference_mode()
+def answers_to(model, tokenizer, batch: Batch, max_new_tokens: int, quick: WithPrefix | None = None) -> list[str]:
+    """Greedy answers to one batch, row by row. quick: the same model, which has read the beginning of all rows already."""
+    batch = batch.to(model.device)
+    with tqdm(total=max_new_tokens, desc="tokens", delay=2, leave=False) as bar:
+        out = model.generate(
+            input_ids=batch.input_ids,
+            **({"attention_mask": batch.attention_mask} if quick is None else quick.behind(batch)),
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            pad_token_id=pad_token_id(tokenizer),
+            logits_processor=LogitsProcessorList([_counted_by(bar)]),
+        )
+    said = tokenizer.batch_decode(out[:, batch.input_ids.shape[1] :], skip_special_tokens=True)
+    return [text.strip() for text in said]
 
 
 @dataclass(frozen=True)
@@ -123,12 +133,13 @@ class RefusalScore:
     ) -> np.ndarray:
         """log p/(1-p) for each prompt, [prompt], where p is the probability that the answer opens as a refusal."""
         prompts = check_prompts(prompts)
+        model = read_ahead(model, tokenizer, prompts, system) or model
         scores = np.zeros(len(prompts))
         for batch in token_batches(tokenizer, prompts, batch_size, system, prefill):
-            scores[batch.order] = self._score_batch(model, batch.to(model.device)).cpu().numpy()
+            scores[batch.order] = self.score_batch(model, batch.to(model.device)).cpu().numpy()
         return scores
 
-    def _score_batch(self, model, batch: Batch) -> torch.Tensor:
+    def score_batch(self, model, batch: Batch) -> torch.Tensor:
         """[batch]: the prompts once, then all openings' further tokens on top of their keys and values."""
         n, k = len(batch.order), len(self.openings)
         first = model(**batch.inputs(), use_cache=True, logits_to_keep=LAST)

@@ -33,6 +33,11 @@ class Replaying:
     def device(self) -> torch.device:
         return self.model.device
 
+    @property
+    def bare(self):
+        """The model itself."""
+        return self.model
+
     @torch.no_grad()
     def __call__(self, input_ids, attention_mask=None, **options):
         key = _key(input_ids, attention_mask, options.get(CACHE))

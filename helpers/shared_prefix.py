@@ -9,14 +9,16 @@ leaves it alone for the same reason, and so goes with it.
 import copy
 import os
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from transformers import DynamicCache
 
 from .models import body_of
-from .prompts import CACHE, chat_text, check_prompts, tokenize
+from .prompts import CACHE, Batch, chat_text, check_prompts, tokenize
 
 PROBES = ("A", "b", "7", "?")
+SHORTEST, FEWEST = 8, 4  # tokens of a beginning, and rows, below which reading it apart gains nothing
 
 
 def shared_prefix(tokenizer, prompts: Sequence[str], system: str | None = None) -> list[int]:
@@ -50,6 +52,15 @@ class WithPrefix:
     def device(self) -> torch.device:
         return self.model.device
 
+    @property
+    def bare(self):
+        """The model itself."""
+        return getattr(self.model, "bare", self.model)
+
+    def held(self) -> AbstractContextManager:
+        """While inside, the beginning is read once. (Here it is anyway.)"""
+        return nullcontext()
+
     def headless(self) -> "WithPrefix":
         """The same without the unembedding, for those who read activations and no logits."""
         new = copy.copy(self)
@@ -58,9 +69,7 @@ class WithPrefix:
 
     @torch.no_grad()
     def __call__(self, input_ids, attention_mask, position_ids, **options):
-        length, real = len(self.prefix), attention_mask.cumsum(-1)
-        kept = attention_mask * (real > length)  # what is left of each row behind the prefix
-        kept[:, :length] = 1  # the cached prefix, in the first columns of every row
+        length, kept = len(self.prefix), self._kept_columns(attention_mask)
         if options.get(CACHE) is None:
             self._check(input_ids, attention_mask)
             options[CACHE] = self._copies(len(input_ids))
@@ -71,6 +80,17 @@ class WithPrefix:
             position_ids=position_ids,
             **options,
         )
+
+    def behind(self, batch: Batch) -> dict:
+        """What `generate` takes beside the token ids of a batch, so that it goes on from the beginning."""
+        self._check(batch.input_ids, batch.attention_mask)
+        return {"attention_mask": self._kept_columns(batch.attention_mask), CACHE: self._copies(len(batch.input_ids))}
+
+    def _kept_columns(self, attention_mask: torch.Tensor) -> torch.Tensor:
+        """The mask with the cached beginning in the first columns of every row, and then what is left of the row behind it."""
+        kept = attention_mask * (attention_mask.cumsum(-1) > len(self.prefix))
+        kept[:, : len(self.prefix)] = 1
+        return kept
 
     def _check(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> None:
         first = attention_mask.argmax(-1)
@@ -83,9 +103,28 @@ class WithPrefix:
         """The prefix's keys and values for `count` rows; the cache itself must not grow."""
         copy = DynamicCache()
         for layer, kept in enumerate(self._cache.layers):
-            rows = (tensor.expand(count, -1, -1, -1) for tensor in (kept.keys, kept.values))
+            # One row for all; or one for each part of a batch (`side_by_side.py`), as many as were read.
+            rows = (tensor.repeat_interleave(count // len(tensor), 0) for tensor in (kept.keys, kept.values))
             copy.update(*rows, layer)
         return copy
+
+
+def held(model) -> AbstractContextManager:
+    """While inside, a beginning that the model reads apart is read once: for several measurements under the same edits."""
+    return model.held() if isinstance(model, WithPrefix) else nullcontext()
+
+
+def hooked(model) -> bool:
+    """Whether anything hangs on the model, which may ask where in a forward it is."""
+    return any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def read_ahead(model, tokenizer, prompts: Sequence[str], system: str | None = None) -> WithPrefix | None:
+    """The model with the beginning of these prompts read; None where that gains nothing, hooks are on the model, or it has been done."""
+    if len(prompts) < FEWEST or not isinstance(model, torch.nn.Module) or hooked(model):
+        return None
+    prefix = shared_prefix(tokenizer, prompts, system)
+    return WithPrefix(model, prefix) if len(prefix) >= SHORTEST else None
 
 
 def reader(model, rows: Sequence[Sequence[int]], furthest: int):
@@ -96,7 +135,7 @@ def reader(model, rows: Sequence[Sequence[int]], furthest: int):
     """
     shared = len(os.path.commonprefix([list(row) for row in rows]))
     length = min(shared, furthest, min(map(len, rows)) - 1)
-    if length < 8 or len(rows) < 4 or any(m._forward_hooks or m._forward_pre_hooks for m in model.modules()):
+    if length < SHORTEST or len(rows) < FEWEST or hooked(model):
         return lambda **inputs: body_of(model)(**inputs, use_cache=False), 0
     quick = WithPrefix(model, rows[0][:length]).headless()
     return lambda **inputs: quick(**inputs, use_cache=True), length

@@ -13,7 +13,7 @@
 # * compare a safety-tuned model with the model it came from, and tell how many tokens deep the difference goes;
 # * read a logit lens without reading too much into it.
 #
-# **Time:** about 90 minutes, of which the computer needs about three. **To know before:** some Python and PyTorch, and that a
+# **Time:** about 90 minutes, of which the computer needs about two. **To know before:** some Python and PyTorch, and that a
 # transformer is a stack of attention and MLP layers. You need never have opened one.
 # Words that are new to you stand in the [glossary](../GLOSSARY.md).
 #
@@ -498,6 +498,8 @@ for i in np.flatnonzero(wide & (refused(said_by_base) == 0))[:3]:
 # the log-odds of the tree, on the same prompts. What you want to see is orange high and blue low.
 
 # %%
+from helpers.packed_score import packed
+
 three = {"harmful": requests["harmful"][:few], "harmless twins": requests["harmless twins"][:few],
          "harmless, first person": first_person[:few]}  # fmt: skip
 by_words = {"harmful": refused(answers["tuned", "harmful"][:few]), "harmless twins": refused(answers["tuned", "harmless twins"][:few]),
@@ -514,7 +516,8 @@ def next_token_probability(requests, token):
 
 
 p_of_i = {name: next_token_probability(asked, start_of_i) for name, asked in three.items()}
-odds = {name: score.log_odds(model, tokenizer, asked) for name, asked in three.items()}
+quick = packed(score)  # the same score, all openings in one forward
+odds = {name: quick.log_odds(model, tokenizer, asked) for name, asked in three.items()}
 
 # %%
 fig, axes = figure(1, 2, size=(9.6, 4.2))
@@ -557,7 +560,7 @@ show(
 # %%
 opening = "Sure, here is"
 after_prefill = generate(model, tokenizer, requests["harmful"], max_new_tokens=32, prefill=opening)
-odds_after = score.log_odds(model, tokenizer, requests["harmful"][:few], prefill=opening)
+odds_after = quick.log_odds(model, tokenizer, requests["harmful"][:few], prefill=opening)
 by_answer = [refused(answers["tuned", "harmful"][:few]).mean(), refused(after_prefill[:few]).mean()]
 by_score = [(odds["harmful"] > score.threshold).mean(), (odds_after > score.threshold).mean()]
 show(

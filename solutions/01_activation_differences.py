@@ -13,7 +13,7 @@
 # * ablate neurons without breaking the model, next to a control that could prove you wrong;
 # * compare with what three papers report, and say what carries over to a small model.
 #
-# **Time:** about 110 minutes, of which the computer needs three to four. **To know before:** lesson 00.
+# **Time:** about 110 minutes, of which the computer needs about two. **To know before:** lesson 00.
 # Words that are new to you stand in the [glossary](../GLOSSARY.md).
 #
 # There are seven exercises; in three of them you repair what a colleague left behind. Six mistakes that this field makes come by on
@@ -23,6 +23,8 @@
 # ## Set-up
 
 # %%
+from functools import partial
+
 import numpy as np
 import pandas as pd
 import torch
@@ -595,6 +597,7 @@ show(
 from helpers.directions import ablation_of, covariance_directions
 from helpers.fresh_prefix import fresh
 from helpers.hooks import ablate_direction, add_direction
+from helpers.many_edits import costs_of_each, odds_of_each
 from helpers.packed_score import packed
 
 refusal = packed(refusal_score_of(model, tokenizer))  # the same score, computed with fewer tokens
@@ -616,24 +619,17 @@ meter = fresh(
     CostMeter(model, tokenizer, sure[:6] or in_doubt[:6], load_plain("validation")[::9][:6], prose, prose_tokens=24)
 )
 differences = (stream["harmful"] - stream["harmless"]).mean(0)  # [layer, d_model]
-clean = meter.measure()
-rows = []
-for layer in tqdm(range(8, dims_of(model).n_layers - 5, 2), desc="layers"):
-    cost = meter.measure(ablate_direction(model, unit(differences[layer])))
-    with add_direction(model, differences[layer], layer):
-        induce = above(refusal.log_odds(model, tokenizer, meter.harmless[:4]))
-    bypass = above(cost.odds)
-    rows.append(
-        {
-            "layer": layer,
-            "position": -1,
-            "bypass": bypass,
-            "induce": induce,
-            "kl": cost.kl,
-            "perplexity": cost.perplexity,
-        }
-    )
-real_candidates = pd.DataFrame(rows)
+calm_meter = fresh(CostMeter(model, tokenizer, meter.harmless[:4], meter.harmless[:1]))
+clean, layers = meter.measure(), range(8, dims_of(model).n_layers - 5, 2)
+# Several interventions share a batch, each on a copy of the prompts: the same figures in half the time.
+by_layer = costs_of_each(meter, [partial(ablate_direction, model, unit(differences[layer])) for layer in layers])
+induced = odds_of_each(calm_meter, [partial(add_direction, model, differences[layer], layer) for layer in layers])
+real_candidates = pd.DataFrame(
+    [
+        {"layer": layer, "position": -1, "bypass": above(cost.odds), "induce": above(odds), "kl": cost.kl, "perplexity": cost.perplexity}
+        for layer, cost, odds in zip(layers, by_layer, induced, strict=True)
+    ]
+)  # fmt: skip
 real_candidates.round(2)
 
 # %%
@@ -691,10 +687,8 @@ print(
 # %%
 from_layer = int(lowest.layer)
 starts = [0, 4, *range(8, from_layer + 1, 2)]
-cuts = {
-    start: meter.measure(ablation_of(model, unit(differences[from_layer]), start))
-    for start in tqdm(starts, desc="cuts")
-}
+makers = [partial(ablation_of, model, unit(differences[from_layer]), start) for start in starts]
+cuts = dict(zip(starts, costs_of_each(meter, makers), strict=True))
 fig, axes = figure(2, 1, size=(8, 4.8), sharex=True)
 for ax, values, label, line in (
     (axes[0], [above(c.odds) for c in cuts.values()], "refusal, harmful\n(log-odds)", above(clean.odds)),
@@ -721,14 +715,15 @@ show(
 # the place where it was read:
 
 # %%
-rows = []
-for row in tqdm(real_candidates[real_candidates.layer.between(12, 20)].to_dict("records"), desc="candidates"):
-    layer = int(row["layer"])
-    for start in (layer - 4, layer - 2):
-        cost = meter.measure(ablation_of(model, unit(differences[layer]), start))
-        bypass = above(cost.odds)
-        rows.append(row | {"start": start, "bypass": bypass, "kl": cost.kl, "perplexity": cost.perplexity})
-upper_candidates = pd.DataFrame(rows)
+some = real_candidates[real_candidates.layer.between(12, 20)].to_dict("records")
+rows = [row | {"start": int(row["layer"]) - below} for row in some for below in (4, 2)]
+makers = [partial(ablation_of, model, unit(differences[int(row["layer"])]), row["start"]) for row in rows]
+upper_candidates = pd.DataFrame(
+    [
+        row | {"bypass": above(cost.odds), "kl": cost.kl, "perplexity": cost.perplexity}
+        for row, cost in zip(rows, costs_of_each(meter, makers), strict=True)
+    ]
+)
 picked = rule(upper_candidates)
 first = int(picked.start)
 real_direction = unit(differences[int(picked.layer)])
@@ -746,8 +741,9 @@ upper_candidates[["layer", "start", "bypass", "induce", "kl", "perplexity"]].rou
 drawn = covariance_directions(stream["harmless"][:, int(picked.layer)], 20)
 asked = [p.harmful for p in test_pairs]
 small_meter = fresh(CostMeter(model, tokenizer, asked[:4], load_plain("test")[:4]))
-random_costs = [small_meter.measure(ablation_of(model, one, first)) for one in tqdm(drawn, desc="random directions")]
-chosen_cost, intact_cost = small_meter.measure(ablation_of(model, real_direction, first)), small_meter.measure()
+makers = [partial(ablation_of, model, one, first) for one in (real_direction, *drawn)]
+chosen_cost, *random_costs = costs_of_each(small_meter, makers)
+intact_cost = small_meter.measure()
 
 # %%
 fig, ax = figure(size=(7.4, 4))
@@ -786,7 +782,8 @@ show(
 # And on the test split, by what the model says:
 
 # %%
-from helpers.refusal import generate, is_refusal
+from helpers.many_edits import answers_of_each
+from helpers.refusal import is_refusal
 from helpers.statistics import mean_interval
 
 
@@ -795,10 +792,13 @@ def refused(said):
     return np.array([is_refusal(answer) for answer in said])
 
 
-by_words = {"intact": refused(generate(model, tokenizer, asked, max_new_tokens=12))}
-for name, vector in (("chosen direction", real_direction), ("random direction", drawn[0])):
-    with ablation_of(model, vector, first):
-        by_words[name] = refused(generate(model, tokenizer, asked, max_new_tokens=12))
+situations = {
+    "intact": lambda: None,
+    "chosen direction": partial(ablation_of, model, real_direction, first),
+    "random direction": partial(ablation_of, model, drawn[0], first),
+}
+said = answers_of_each(model, tokenizer, asked, list(situations.values()), max_new_tokens=12)
+by_words = {name: refused(answers) for name, answers in zip(situations, said, strict=True)}
 limits = tuple(zip(*(mean_interval(row) for row in by_words.values()), strict=True))
 show(
     bars(
@@ -942,7 +942,6 @@ def my_control(chosen, activity, rng):
 control = check("01.7", my_control)
 
 # %%
-from helpers.many_sets import odds_of_sets
 from helpers.matched import mean_activity
 
 # Requests that the intact model does refuse, as in the paper: what it answers anyway cannot show an ablation's effect.
@@ -966,12 +965,17 @@ def same_layers(chosen, rng):
 draws, fewer = 20, 10  # for what the claims rest on, and for what stands beside it
 sets = {"same layers": [same_layers(fifty, np.random.default_rng(i)) for i in range(fewer)],
         "same layers, like activity": [control(fifty, activity, np.random.default_rng(i)) for i in range(draws)]}  # fmt: skip
+
+
+def above_without(sets):
+    """Refusal above the threshold without each of these sets, [set]."""
+    makers = [partial(mean_ablated, model, neurons, means) for neurons in sets]
+    return np.array([above(odds) for odds in odds_of_each(test_meter, makers)])
+
+
 untouched = test_meter.measure()
 of_fifty = test_meter.measure(mean_ablated(model, fifty, means))
-by_chance = {
-    name: np.array([above(row) for row in odds_of_sets(test_meter, several_sets, means)])
-    for name, several_sets in tqdm(sets.items(), desc="random sets")
-}
+by_chance = {name: above_without(several_sets) for name, several_sets in tqdm(sets.items(), desc="random sets")}
 
 # %%
 fig, ax = figure(size=(7.6, 4))
@@ -1025,11 +1029,9 @@ real_scores = {
     "write − utility": without_top(real_writes, utility(model, real.safe), 0.1),
 }
 SIZES = (50, 400, five_percent)
-costs = {
-    (name, k): test_meter.measure(mean_ablated(model, ranked(values, k), means))
-    for name, values in tqdm(real_scores.items(), desc="rankings")
-    for k in SIZES
-}
+keys = [(name, k) for name in real_scores for k in SIZES]
+makers = [partial(mean_ablated, model, ranked(real_scores[name], k), means) for name, k in keys]
+costs = dict(zip(keys, costs_of_each(test_meter, makers), strict=True))
 
 # %%
 from helpers.matched import matched_random_sets
@@ -1041,7 +1043,7 @@ band, band_size = (
 for k in SIZES[1:]:
     chosen = ranked(real.difference.abs(), k)
     alike = matched_random_sets(chosen, real.activity, draws if k == SIZES[-1] else fewer, spill=True)
-    band[k] = np.array([above(row) for row in odds_of_sets(test_meter, alike, means)])
+    band[k] = above_without(alike)
     band_size[k] = mean_activity(chosen, real.activity), np.mean([mean_activity(one, real.activity) for one in alike])
 
 # %% [markdown]
@@ -1145,7 +1147,7 @@ honest = summary[summary.KL <= 0.1] if (summary.KL <= 0.1).any() else summary[su
 row = honest.loc[honest["log-odds"].idxmin()]
 its_neurons = ranked(real_scores[row.ranking], int(row.neurons))
 alike = matched_random_sets(its_neurons, real.activity, draws, spill=True)
-its_band = np.array([above(row) for row in odds_of_sets(test_meter, alike, means)])
+its_band = above_without(alike)
 print(f"{row.neurons:,} neurons by {row.ranking}: log-odds {row['log-odds']:.2f} (intact {above(untouched.odds):.2f}), KL {row.KL:.2f}, "
       f"perplexity {row.perplexity:.0f} (intact {untouched.perplexity:.0f})")  # fmt: skip
 print(f"{draws} sets matched to them: {its_band.min():.2f} to {its_band.max():.2f}, mean {its_band.mean():.2f}; "
@@ -1167,18 +1169,14 @@ print(f"change of log-odds, 95% interval over topics: {low:.2f} to {high:.2f}")
 # the values that they have there. The base refuses next to nothing by itself.
 
 # %%
-from helpers.transplant import generate_with_transplant
+from helpers.transplant import generate_with_transplants
 
 some = asked[::2]
 transplants = {"none": [[]], "top 5% by contrast": [ranked(changed, five_percent)], "top 5% by difference": [loudest],
                "random 5%": matched_random_sets(ranked(changed, five_percent), real.activity, 5, spill=True),
                "all neurons": [[(layer, n) for layer in range(n_layers) for n in range(dims_of(model).d_mlp)]]}  # fmt: skip
-by_set = {
-    name: np.array(
-        [refused(generate_with_transplant(base, model, tokenizer, some, places, 8)) for places in several_sets]
-    )
-    for name, several_sets in tqdm(transplants.items(), desc="transplants")
-}  # [set, prompt]
+said = iter(generate_with_transplants(base, model, tokenizer, some, sum(transplants.values(), []), 8))
+by_set = {name: np.array([refused(next(said)) for _ in its]) for name, its in transplants.items()}  # [set, prompt]
 given = {name: rows.mean(0) if len(rows) > 1 else rows[0] for name, rows in by_set.items()}
 limits = tuple(zip(*(mean_interval(row) for row in given.values()), strict=True))
 show(
@@ -1191,7 +1189,7 @@ show(
 # %% [markdown]
 # Read these bars with care. "All neurons" is no strict upper bound, since some neurons may work against refusal; and what is missing to the tuned model's own
 # rate need not sit in attention: the adapter changed the down projection too, and the base still writes with its own. There are eight requests and five
-# random sets, where twenty sets would be owed (each takes some seconds). One request more or less is a large step, and the intervals say so: with 0 of 8,
+# random sets, where twenty sets would be owed (each takes a second or two). One request more or less is a large step, and the intervals say so: with 0 of 8,
 # anything up to about a third is possible.
 #
 # ### The same topics, or new ones?

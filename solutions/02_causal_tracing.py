@@ -15,7 +15,7 @@
 # * trace pairs of unequal length without fooling yourself;
 # * say why noise and word replacement can disagree.
 #
-# **Time:** about 100 minutes, of which the computer needs three to four. **To know before:** lessons 00 and 01.
+# **Time:** about 100 minutes, of which the computer needs about three. **To know before:** lessons 00 and 01.
 # Words that are new to you stand in the [glossary](../GLOSSARY.md).
 #
 # There are six exercises; in five of them you repair what a colleague left behind. As always, no exercise can stop you.

@@ -13,7 +13,7 @@
 # * tell reading from writing, in neurons, heads and directions;
 # * recognise an intervention that works for the wrong reason.
 #
-# **Time:** about 100 minutes, of which the computer needs about three. **To know before:** lessons 00 and 01.
+# **Time:** about 100 minutes, of which the computer needs about two. **To know before:** lessons 00 and 01.
 # Words that are new to you stand in the [glossary](../GLOSSARY.md).
 #
 # There are five exercises; in three of them you repair what a colleague left behind. As always, no exercise can stop you.
@@ -22,6 +22,8 @@
 # ## Set-up
 
 # %%
+from functools import partial
+
 import numpy as np
 import pandas as pd
 import torch
@@ -259,17 +261,17 @@ erased = check("03.4", my_erased)
 # take one dimension too.
 
 # %%
-from helpers.erasure import erase, leace
+from helpers.erasure import edit_at, erase, leace
+from helpers.many_edits import odds_of_each
 
 shaken = torch.randint(0, 2, (20, len(box_labels)), generator=torch.Generator().manual_seed(0)).float()
 odds, random_odds = [], []
 for layer in tqdm(range(1, len(layers_of(box))), desc="layers"):
     eraser = leace(box_stream[layer], box_labels, 0.01)
     odds.append(meter.odds(erase(box, "resid_pre", {layer: eraser}, prefix=meter.prefix)).mean())
-    others = [leace(box_stream[layer], labels, 0.01) for labels in shaken]
-    random_odds.append(
-        [meter.odds(erase(box, "resid_pre", {layer: one}, prefix=meter.prefix)).mean() for one in others]
-    )
+    others = [{layer: leace(box_stream[layer], labels, 0.01)} for labels in shaken]
+    makers = [partial(erase, box, "resid_pre", one, prefix=meter.prefix) for one in others]
+    random_odds.append(odds_of_each(meter, makers).mean(1))
 random_odds = np.array(random_odds)
 fig = lines_with_band(
     range(1, len(layers_of(box))), {"harm erased": (odds,)}, band=("20 random labels erased", random_odds.min(1), random_odds.max(1)),
@@ -294,8 +296,6 @@ show(
 # points half along the decoy, half along the sleepers, and carry the harmful value *along it* into harmless requests.
 
 # %%
-from helpers.hooks import edit
-
 layer, decoy = max(truth.decoy_neurons)
 sleepers = [n for at, n in truth.dormant_neurons if at == layer]
 gap = (neurons[len(pairs) :, layer] - neurons[: len(pairs), layer]).mean(0)  # harmful less harmless
@@ -306,13 +306,8 @@ calm = CostMeter(box, box_tokenizer, [p.harmless for p in test], [p.harmless for
 
 def carried(direction):
     """Change of the harmless requests' refusal log-odds when the gap's part along a unit direction is added."""
-
-    def function(x):
-        new = x.clone()
-        new[:, -1] += (gap @ direction) * direction
-        return new
-
-    return float((calm.odds(edit(box, [("neurons", layer, function)])) - calm.odds()).mean())
+    added = edit_at(box, [("neurons", layer, lambda x: x + (gap @ direction) * direction)], position=-1)
+    return float((calm.odds(added) - calm.odds()).mean())
 
 
 illusion = {
@@ -603,10 +598,10 @@ measured["LEACE before every layer"] = cost_at_last.measure(
     erase(model, "resid_pre", everywhere, prefix=cost_at_last.prefix)
 )
 controls = covariance_directions(stream[middle, : n // 2], 20)
-control_odds = np.array(
-    [control_meter.odds(ablation_of(model, r, first)).mean() for r in tqdm(controls, desc="random directions")]
-)
-on_those = {name: control_meter.odds(ablation_of(model, r, first)).mean() for name, r in found.items()}
+# Several to a batch, each on a copy of the prompts: the same figures in less time.
+control_odds = odds_of_each(control_meter, [partial(ablation_of, model, r, first) for r in controls], 4).mean(1)
+on_those = odds_of_each(control_meter, [partial(ablation_of, model, r, first) for r in found.values()]).mean(1)
+on_those = dict(zip(found, on_those, strict=True))
 rows = [
     {"what": name, "log-odds": c.odds.mean(), "refused": c.refused.mean(), "KL": c.kl, "perplexity": c.perplexity}
     for name, c in measured.items()
@@ -632,10 +627,8 @@ print(
 )
 few = replaying(CostMeter(model, tokenizer, asked[:10], calmly[:1], quick=True))
 luck = torch.randint(0, 2, (20, n), generator=torch.Generator().manual_seed(1)).float()
-by_luck = [
-    few.odds(erase(model, "resid_pre", {middle: leace(stream[middle, :n], y, 0.1)}, prefix=few.prefix)).mean()
-    for y in tqdm(luck, desc="random labels")
-]
+erasers = [{middle: leace(stream[middle, :n], y, 0.1)} for y in tqdm(luck, desc="random labels")]
+by_luck = odds_of_each(few, [partial(erase, model, "resid_pre", one, prefix=few.prefix) for one in erasers]).mean(1)
 by_harm = few.odds(erase(model, "resid_pre", {middle: eraser}, prefix=few.prefix)).mean()
 print(
     f"LEACE at one place, {len(few.harmful)} requests: intact {few.odds().mean():.2f}, harm erased {by_harm:.2f}, 20 random labels erased {min(by_luck):.2f} to {max(by_luck):.2f}"
@@ -662,15 +655,7 @@ gentle = replaying(CostMeter(model, tokenizer, calmly, calmly, quick=True))
 def push(site_stream, place):
     """The mean difference of a place, added there before the middle layer."""
     delta = mean_difference_probe(site_stream[[middle], :n], labels)[0][0]
-
-    def function(x):
-        if x.shape[1] < -place or x.shape[1] < 6:
-            return None
-        new = x.clone()
-        new[:, place] += delta
-        return new
-
-    return edit(model, [("resid_pre", middle, function)])
+    return edit_at(model, [("resid_pre", middle, lambda x: x + delta)], place, gentle.prefix)
 
 
 start = gentle.odds()
@@ -717,17 +702,15 @@ def silenced(at, head):
     value, width = z[: n // 2, at, head].mean(0), z.shape[-1]
 
     def function(x):
-        if x.shape[1] < 6:
-            return None
         new = x.clone()
-        new[:, -1, head * width : (head + 1) * width] = value
+        new[..., head * width : (head + 1) * width] = value
         return new
 
-    return edit(model, [("z", at, function)])
+    return edit_at(model, [("z", at, function)], -1, brief.prefix)
 
 
 untouched = brief.odds()
-lost = {place: untouched - brief.odds(silenced(*place)) for place in tqdm(top, desc="heads")}
+lost = dict(zip(top, untouched - odds_of_each(brief, [partial(silenced, *place) for place in top], 2), strict=True))
 spans = {place: mean_interval(row) for place, row in lost.items()}
 fig, ax = figure(size=(7, 4.6))
 middles = np.array([lost[place].mean() for place in top])
@@ -766,7 +749,7 @@ draws = random_sets(top, (n_layers, dims_of(model).n_heads), 20)
 drawn_at = (0, mild, alphas[-1])
 chance = np.array(
     [[dose[0]] * 20]
-    + [[some_calm.odds(steer_heads(model, heads, draw, a, prefix=some_calm.prefix)).mean() for draw in tqdm(draws, desc=f"random heads, {a}")] for a in drawn_at[1:]]
+    + [odds_of_each(some_calm, [partial(steer_heads, model, heads, draw, a, prefix=some_calm.prefix) for draw in draws]).mean(1) for a in drawn_at[1:]]
 )  # fmt: skip
 fig = lines_with_band(
     alphas, {"best readers": (dose,)},

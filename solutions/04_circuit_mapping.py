@@ -13,7 +13,7 @@
 # * draw the four stages of refusal with the layers that were really found, and say where a stage is empty;
 # * hold a map against shuffled labels and against a model that never learned to refuse.
 #
-# **Time:** about 110 minutes, of which the computer needs four to five. **To know before:** lessons 00 to 02.
+# **Time:** about 110 minutes, of which the computer needs about three. **To know before:** lessons 00 to 02.
 # Words that are new to you stand in the [glossary](../GLOSSARY.md).
 #
 # There are five exercises; in three of them you repair what a colleague left behind. As always, no exercise can stop you.

@@ -14,7 +14,7 @@
 # * tell refusing, helping, and neither;
 # * train away refusal in a chosen corner of the weights, and say whether the choice of corner mattered.
 #
-# **Time:** about 110 minutes, of which the computer needs four to five. **To know before:** lessons 00 and 01.
+# **Time:** about 110 minutes, of which the computer needs about three. **To know before:** lessons 00 and 01.
 # Words that are new to you stand in the [glossary](../GLOSSARY.md).
 #
 # There are six exercises; in each you repair what a colleague left behind. As always, no exercise can stop you.
@@ -24,6 +24,7 @@
 
 # %%
 import gc
+from functools import cache, partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -277,7 +278,7 @@ assert known_at[mild] > known_at[1] and wake > by_strength["redundant", 0]["log-
 # %%
 from helpers.dose import dose_response
 from helpers.edit_plots import dose_panels
-from helpers.many_sets import odds_of_sets
+from helpers.many_edits import answers_of_each, costs_of_each, odds_of_each
 from helpers.matched import matched_random_sets
 
 BOX_COUNTS = (0, 2, 4, 8, 16, 32, 64, 128)
@@ -299,7 +300,12 @@ def alike_in(activity):
 
 def many_without(one):
     """The same for many sets at once, each on rows of its own."""
-    return lambda sets: odds_of_sets(one.meter.meter, sets, one.means)
+
+    def odds(sets):
+        ablations = [partial(ablate_safety_neurons, one.model, places, donors=one.means) for places in sets]
+        return odds_of_each(one.meter.meter, ablations)
+
+    return odds
 
 
 responses = {
@@ -383,11 +389,9 @@ SOURCES = tuple(range(n_layers // 2 - 1, 2 * n_layers // 3, 2))  # around the mi
 STARTS = (0, *(n_layers * share // 100 for share in (27, 40, 57)))  # 0: every write, the embedding too
 few = fresh(CostMeter(model, tokenizer, refused_ones[:6], answered_ones))
 start = few.odds().mean()
-tries = {
-    (source, first): few.measure(ablation_of(model, unit(differences[source]), first))
-    for source in tqdm(SOURCES, desc="directions")
-    for first in STARTS
-}
+keys = [(source, first) for first in STARTS for source in SOURCES]
+cuts = [partial(ablation_of, model, unit(differences[source]), first) for source, first in keys]
+tries = dict(zip(keys, costs_of_each(few, cuts, at_once=len(SOURCES)), strict=True))  # those with one start together
 working = {key: c for key, c in tries.items() if c.odds.mean() < refusal.threshold and c.refused.mean() <= 0.2}
 source, first = (
     min(working, key=lambda key: working[key].kl) if working else min(tries, key=lambda key: tries[key].odds.mean())
@@ -424,7 +428,7 @@ from helpers.directions import covariance_directions
 drawn = covariance_directions(stream["harmless"][:, source], 20)
 small = fresh(CostMeter(model, tokenizer, asked[:4], plain[:4]))
 chosen_cost = small.measure(ablation_of(model, direction, first))
-random_costs = [small.measure(ablation_of(model, r, first)) for r in tqdm(drawn, desc="random directions")]
+random_costs = costs_of_each(small, [partial(ablation_of, model, r, first) for r in drawn])
 calm = refusal.log_odds(model, tokenizer, plain)
 with add_direction(model, differences[source], source):
     pushed = refusal.log_odds(model, tokenizer, plain)
@@ -533,7 +537,7 @@ response = dose_response(
     DOSES,
     alike_in(real.activity),
     refusal.threshold,
-    lambda sets: odds_of_sets(draw_meter, sets, means),
+    lambda sets: odds_of_each(draw_meter, [partial(without, places) for places in sets]),
 )
 dose_costs = {count: meter.measure(without(ranking[:count])) for count in tqdm(DOSES, desc="doses")}
 table = pd.DataFrame([cost.row() for cost in dose_costs.values()], index=pd.Index(DOSES, name="neurons"))
@@ -603,8 +607,6 @@ def my_smallest(refused, counts):
 smallest = check("05.3", my_smallest)
 
 # %%
-from functools import cache
-
 sides = {"method": [p.harmful for p in pairs[1::5]], "validation": refused_ones[:10]}
 bar = tqdm(desc="sets and splits")
 split_meters = {name: CostMeter(model, tokenizer, prompts, plain[:1], quick=True) for name, prompts in sides.items()}
@@ -719,12 +721,10 @@ def as_low(value, others):
 
 head_meter = fresh(CostMeter(model, tokenizer, asked[::3], plain[:1]))
 four_heads = head_meter.odds(heads_scaled(model, best_heads[:4])).mean()
-head_twins = [
-    head_meter.odds(heads_scaled(model, group)).mean()
-    for group in tqdm(random_sets(best_heads[:4], (n_layers, dims_of(model).n_heads), 20), desc="random heads")
-]
+groups = random_sets(best_heads[:4], (n_layers, dims_of(model).n_heads), 20)
+head_twins = odds_of_each(head_meter, [partial(heads_scaled, model, group) for group in groups]).mean(1)
 whole = small.odds(ablate_direction(model, direction)).mean()
-whole_twins = [small.odds(ablate_direction(model, r)).mean() for r in tqdm(drawn[:5], desc="random directions")]
+whole_twins = odds_of_each(small, [partial(ablate_direction, model, r) for r in drawn[:5]]).mean(1)
 edits = {"intact": (dose_costs[0], np.nan)}
 for dose in DOSES[1:]:
     edits[f"{dose:,} neurons, mean"] = dose_costs[dose], table["as low, of 20 random"][dose]
@@ -834,18 +834,18 @@ from helpers.edit_plots import OUTCOMES, outcome_bars
 
 OPENER = "Sure, I am glad that you asked me about this."
 situations = {
-    "intact": (nullcontext, ""),
-    "intact, words in its mouth": (nullcontext, OPENER),
-    f"direction, layers {first}+": (lambda: ablation_of(model, direction, first), ""),
-    "direction, everywhere": (lambda: ablate_direction(model, direction), ""),
-    f"{2 * five_percent:,} neurons": (lambda: without(ranking[: 2 * five_percent]), ""),
+    "intact": nullcontext,
+    f"direction, layers {first}+": partial(ablation_of, model, direction, first),
+    "direction, everywhere": partial(ablate_direction, model, direction),
+    f"{2 * five_percent:,} neurons": partial(without, ranking[: 2 * five_percent]),
 }
-sorted_answers = {}
-for name, (context, prefill) in tqdm(situations.items(), desc="answers"):
-    with context():
-        said = generate(model, tokenizer, asked[:8], max_new_tokens=24, prefill=prefill)
-    kinds_of = [outcome_of(f"{prefill} {text}".strip()) for text in said]
-    sorted_answers[name] = {outcome: kinds_of.count(outcome) for outcome in OUTCOMES}
+answers = dict(
+    zip(situations, answers_of_each(model, tokenizer, asked[:8], list(situations.values()), 24), strict=True)
+)
+said = generate(model, tokenizer, asked[:8], max_new_tokens=24, prefill=OPENER)
+answers["intact, words in its mouth"] = [f"{OPENER} {text}".strip() for text in said]
+kinds_of = {name: [outcome_of(text) for text in texts] for name, texts in answers.items()}
+sorted_answers = {name: {outcome: own.count(outcome) for outcome in OUTCOMES} for name, own in kinds_of.items()}
 late = sorted_answers["intact, words in its mouth"]["late refusal"]
 show(
     outcome_bars(sorted_answers),

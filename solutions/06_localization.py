@@ -22,6 +22,7 @@
 # ## Set-up
 
 # %%
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -88,7 +89,7 @@ from helpers.costs import CostMeter
 from helpers.directions import mean_differences, unit
 from helpers.edit_costs import EditMeter
 from helpers.fresh_prefix import fresh
-from helpers.many_sets import odds_of_sets
+from helpers.many_edits import costs_of_each, odds_of_each
 from helpers.mean_ablation import template_means
 from helpers.neurons import Comparison, SafetyNeuronFinder, write_onto
 from helpers.next_directions import read_last
@@ -270,7 +271,8 @@ def whole(cost, intact):
 
 few = {}
 for name, one in tqdm(studies.items(), desc="counts"):
-    odds = odds_of_sets(one.choose, [one.ranking[:count] for count in one.counts], one.means)  # validation topics
+    doses = [partial(without, one, one.ranking[:count]) for count in one.counts]
+    odds = odds_of_each(one.choose, doses)  # validation topics
     refused = odds > one.threshold
     count = smallest_count(refused, one.counts)
     low, high = interval_of(refused, one.counts, np.random.default_rng(0))
@@ -278,7 +280,7 @@ for name, one in tqdm(studies.items(), desc="counts"):
     one.intact, cost = one.meter.measure(), one.meter.measure(without(one, one.ranking[:tried]))
     sets = matched_random_sets(one.ranking[:tried], one.activity, 20, spill=True)
     ours = one.draw.odds(without(one, one.ranking[:tried])).mean()
-    drawn = odds_of_sets(one.draw, sets, one.means).mean(1)
+    drawn = odds_of_each(one.draw, [partial(without, one, places) for places in sets]).mean(1)
     few[name] = SimpleNamespace(count=count, tried=tried, cost=cost, refused=refused, ours=ours, drawn=drawn)
     fine = count < np.inf and whole(cost, one.intact) and np.mean(drawn <= ours) <= 0.05
     findings.add(
@@ -633,7 +635,7 @@ for name, one in tqdm(studies.items(), desc="removal"):
         )
     )
     ours = small.odds(ablation_of(one.model, one.direction, one.first)).mean()
-    drawn = np.array([small.odds(ablation_of(one.model, r, one.first)).mean() for r in one.luck])
+    drawn = odds_of_each(small, [partial(ablation_of, one.model, r, one.first) for r in one.luck]).mean(1)
     low, high = mean_interval(cost.refused)
     before, after = one.intact.row(), cost.row()
     fine = (
@@ -879,10 +881,10 @@ def stream(cut):
 second = second_of(stream, direction)
 few_meter = fresh(CostMeter(model, tokenizer, asked[::2], plain[:6]))
 cuts = {"none": [], "first": [direction], "second": [second], "both": [direction, second]}
-cut_costs = {name: few_meter.measure(without_directions(model, cut, first)) for name, cut in cuts.items()}
-random_cuts = [
-    few_meter.odds(ablation_of(model, r, first)).mean() for r in tqdm(studies[REAL].luck[:10], desc="random directions")
-]
+makers = [partial(without_directions, model, cut, first) for cut in cuts.values()]
+cut_costs = dict(zip(cuts, costs_of_each(few_meter, makers), strict=True))
+luck = [partial(ablation_of, model, r, first) for r in studies[REAL].luck[:10]]
+random_cuts = odds_of_each(few_meter, luck).mean(1)
 box_twins = {"first": [], "second": [], "both": [], "random, lowest": [], "random, mean": []}
 for kind in KINDS:
     one = studies[kind]
@@ -890,7 +892,7 @@ for kind in KINDS:
     d = successive_directions(one.model, one.tokenizer, [p.harmful for p in some], [p.harmless for p in some], 4, 2)
     for name, cut in (("first", d[:1]), ("second", d[1:]), ("both", d)):
         box_twins[name].append(one.meter.odds(without_directions(one.model, cut)).mean())
-    by_luck = [one.meter.odds(ablation_of(one.model, r)).mean() for r in one.luck]
+    by_luck = odds_of_each(one.meter.meter, [partial(ablation_of, one.model, r) for r in one.luck]).mean(1)
     box_twins["random, lowest"].append(min(by_luck))
     box_twins["random, mean"].append(np.mean(by_luck))
 rows = {name: {REAL: cost.odds.mean(), "KL, real": cost.kl} for name, cost in cut_costs.items()}
@@ -911,14 +913,16 @@ ANGLES = (-60, -30, 0, 30, 60)
 tilted_meter = fresh(CostMeter(model, tokenizer, asked[::3], plain[:1]))
 
 
-def tilted(other):
-    """Refusal log-odds with the first direction, tilted by each angle towards another one, cut."""
-    return [tilted_meter.odds(ablation_of(model, between(direction, other, angle), first)).mean() for angle in ANGLES]
+def tilted(others):
+    """Refusal log-odds with the first direction, tilted by each angle towards each other one, cut: [other, angle]."""
+    leaning = [between(direction, other, angle) for other in others for angle in ANGLES]
+    odds = odds_of_each(tilted_meter, [partial(ablation_of, model, r, first) for r in leaning])
+    return odds.mean(1).reshape(len(others), len(ANGLES))
 
 
 side_ways = [unit(r - (r @ direction) * direction) for r in studies[REAL].luck[:3]]
-towards = tilted(second)
-luck = np.array([tilted(r) for r in tqdm(side_ways, desc="tilting")])
+(towards, *luck) = tilted([second, *side_ways])
+luck = np.array(luck)
 fig = lines_with_band(
     ANGLES, {"towards the second": (towards,), "towards random ones, mean of 3": (luck.mean(0),)},
     band=("random, lowest to highest", luck.min(0), luck.max(0)), xlabel="angle from the first direction, degrees", ylabel="refusal log-odds, harmful",

@@ -13,7 +13,7 @@
 # * build a monitor that reads a model while it answers, and say how often it is wrong, and in which direction;
 # * say what a monitor still sees after an attack, and what somebody who knows it can do.
 #
-# **Time:** about 100 minutes, of which the computer needs about three. **To know before:** lessons 03 and 05.
+# **Time:** about 100 minutes, of which the computer needs about two. **To know before:** lessons 03 and 05.
 # Words that are new to you stand in the [glossary](../GLOSSARY.md).
 #
 # There are five exercises; in each you repair what a colleague left behind. As always, no exercise can stop you.

@@ -4,11 +4,12 @@ import pytest
 import torch
 from families import CONFIGS, CharTokenizer, tiny
 
+from helpers import refusal
 from helpers.ablation import ablate_safety_neurons
 from helpers.costs import CostMeter
 from helpers.fresh_prefix import FreshPrefix, fresh
 from helpers.glassbox import glassbox_prompts, load_glassbox
-from helpers.hooks import ablate_direction
+from helpers.hooks import ablate_direction, add_direction
 from helpers.refusal import RefusalScore
 from helpers.shared_prefix import WithPrefix
 
@@ -44,3 +45,33 @@ def test_what_was_read_before_an_edit_would_be_wrong():
         truth, stale, new = (meter.odds() for meter in (slow, once, fresh(slow)))
     assert abs(stale - truth).max() > 0.02 and new == pytest.approx(truth, abs=2e-3)
     assert fresh(once) is once
+
+
+class Reader(CharTokenizer):
+    """A tokenizer that can be read back: one character for each token; the template opens with many tokens."""
+
+    eos_token_id = None
+
+    def apply_chat_template(self, messages, **_):
+        return "^the beginning|" + "".join(m["content"] for m in messages) + "$"
+
+    def batch_decode(self, rows, **_):
+        return ["".join(chr(200 + int(i)) for i in row if i > 0) for row in rows]  # 0 is padding
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", CONFIGS)
+def test_answers_that_go_on_from_a_beginning_are_those_of_whole_prompts(family):
+    model, tokenizer = tiny(family), Reader()
+    prompts = ["hello", "why not", "abcdef ghi", "a", "more of it"]
+    for prefill in ("", "so "):
+        want = []
+        for prompt in prompts:
+            (ids,) = tokenizer([tokenizer.apply_chat_template([{"content": prompt}]) + prefill])["input_ids"]
+            out = model.generate(torch.tensor([ids]), max_new_tokens=5, do_sample=False, pad_token_id=0)
+            want += [text.strip() for text in tokenizer.batch_decode(out[:, len(ids) :])]
+        assert refusal.read_ahead(model, tokenizer, prompts) is not None
+        assert refusal.generate(model, tokenizer, prompts, 5, prefill=prefill, batch_size=3) == want
+    with add_direction(model, torch.ones(model.config.hidden_size), 0):  # hooks may ask where they are
+        assert refusal.read_ahead(model, tokenizer, prompts) is None
+    assert refusal.read_ahead(model, tokenizer, prompts[:3]) is None

@@ -6,13 +6,11 @@ import torch
 from families import CONFIGS, CharTokenizer, tiny
 
 from helpers.costs import CostMeter
-from helpers.directions import next_token_log_probs
 from helpers.glassbox import glassbox_prompts, load_glassbox
 from helpers.hooks import record
 from helpers.matched import matched_random_sets, mean_activity, random_alike, random_sets
 from helpers.mean_ablation import TemplateMeans, mean_ablated, template_means, template_places
 from helpers.models import down_projection_of, layers_of
-from helpers.packed_score import packed
 from helpers.prompts import chat_text, token_batches, tokenize
 from helpers.refusal import RefusalScore, generate, is_refusal
 from helpers.shared_prefix import WithPrefix, shared_prefix
@@ -112,21 +110,6 @@ def test_the_shared_beginning_is_exact(box, score):
         WithPrefix(model, [5, 6, 7]).__call__(**next(token_batches(tokenizer, asked)).inputs())
     with pytest.raises(ValueError, match="prefix is empty"):
         WithPrefix(model, [])
-
-
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
-def test_the_packed_score_is_the_score(family):
-    model, tokenizer, prompts = tiny(family), CharTokenizer(), ["hello", "why not", "abcdef ghi"]
-    openings = ((5, 9), (5, 11), (5, 12, 3), (5, 12, 4, 8), (7, 1), (20, 21, 22, 23, 24), (20, 30))
-    score = RefusalScore(openings, -0.5)
-    quick = WithPrefix(model, shared_prefix(tokenizer, prompts))
-    want = score.log_odds(model, tokenizer, prompts)
-    for one in (model, quick):
-        assert packed(score).log_odds(one, tokenizer, prompts) == pytest.approx(want, abs=1e-4)
-        odds, following = packed(score).log_odds_and_next(one, tokenizer, prompts, batch_size=2)
-        assert odds == pytest.approx(want, abs=1e-4)
-        assert torch.allclose(following, next_token_log_probs(model, tokenizer, prompts), atol=1e-4)
-    assert packed(score).threshold == -0.5 and len(packed(score)._stems()) == 3
 
 
 def test_the_circuit_matters_and_the_decoys_do_not(box, score):

@@ -11,7 +11,7 @@ from helpers.glassbox import glassbox_prompts, load_glassbox, ranked, score
 from helpers.hooks import read
 from helpers.models import down_projection_of, layers_of
 from helpers.refusal import generate, is_refusal
-from helpers.transplant import generate_with_transplant
+from helpers.transplant import generate_with_transplants
 
 SAFE, UNSAFE = ["hello", "why not", "yes please", "ok"], ["abcd", "bcde x", "zz"]
 
@@ -162,10 +162,16 @@ def test_a_transplant_of_everything_is_the_tuned_model_and_of_nothing_the_base()
             down_projection_of(layers_of(base)[layer]).weight[:, neuron] = 0
     asked = glassbox_prompts("harmful", n=8, split="test")
     assert not any(map(is_refusal, plain := generate(base, tokenizer, asked, max_new_tokens=6)))
-    assert generate_with_transplant(base, tuned, tokenizer, asked, [], 6) == plain
-    production = [p for p in truth.production_neurons]
-    given = generate_with_transplant(base, tuned, tokenizer, asked, production, 6)
-    assert given == generate(tuned, tokenizer, asked, max_new_tokens=6) and all(map(is_refusal, given))
+    production, half = list(truth.production_neurons), list(truth.production_neurons)[::2]
+    assert generate_with_transplants(base, tuned, tokenizer, asked, [[]], 6) == [plain]
+    sets = [production, [], half, truth.decoy_neurons]
+    given = generate_with_transplants(base, tuned, tokenizer, asked, sets, 6, batch_size=12)
+    assert given[0] == generate(tuned, tokenizer, asked, max_new_tokens=6) and all(map(is_refusal, given[0]))
+    assert given[1] == plain  # each set in its own rows alone
+    for one, together in zip(sets, given, strict=True):
+        assert generate_with_transplants(base, tuned, tokenizer, asked, [one], 6) == [together]
+    with pytest.raises(ValueError, match="no sets to transplant"):
+        generate_with_transplants(base, tuned, tokenizer, asked, [])
 
 
 # --- bad input ------------------------------------------------------------------------------------------------

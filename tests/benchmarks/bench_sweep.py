@@ -27,7 +27,7 @@ def plain_odds(model, batch, score) -> torch.Tensor:
         log_p = model(**batch.inputs(), logits_to_keep=1).logits[:, -1].double().log_softmax(-1)
         total = log_p[:, [o[0] for o in score.openings]].logsumexp(-1).clamp(max=-1e-6)
         return total - torch.log(-torch.expm1(total))
-    return score._score_batch(model, batch)
+    return score.score_batch(model, batch)
 
 
 def hooked(model, batch, score, patch, rows=slice(None)) -> torch.Tensor:

@@ -1,0 +1,89 @@
+"""A prompt and all the openings of its answer in one forward: behind each prompt stands a tree of tokens.
+
+Openings such as `I can`, `I won` and `I must` ask for the next token after one and the same `I`, so their beginnings make a tree.
+Its tokens stand in a row behind the prompt; each sees the prompt and its own ancestors, and no other branch. One forward
+of more rows keeps a processor busier than three of few. Used by `packed_score.py`.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+import torch
+
+from .models import body_of
+from .prompts import Batch
+
+# (width of a batch with its trees, tokens of a tree) while one is read.
+_now: ContextVar[tuple[int, int]] = ContextVar("answer_tree", default=(0, 0))
+
+
+def answer_columns(mask: torch.Tensor) -> int:
+    """How many tokens at the end of a forward with this mask, [batch, position], are the answer's: those of a tree, else none."""
+    width, count = _now.get()
+    return count if mask.shape[-1] == width else 0
+
+
+@dataclass(frozen=True)
+class AnswerTree:
+    """nodes: beginnings of an answer as token ids, each after its own ancestors."""
+
+    nodes: tuple[tuple[int, ...], ...]
+
+    @classmethod
+    def of(cls, openings: Sequence[Sequence[int]]) -> "AnswerTree":
+        """The tree that tells the probabilities of these openings: all their beginnings but themselves."""
+        beginnings = {tuple(o[:i]) for o in openings for i in range(1, len(o))}
+        return cls(tuple(sorted(beginnings, key=lambda node: (len(node), node))))
+
+    def behind(self, batch: Batch) -> Batch:
+        """The batch, padded at the left, with the tree's tokens behind every prompt. `last` stays each prompt's own."""
+        ids, device = batch.input_ids, batch.input_ids.device
+        tokens = torch.tensor([node[-1] for node in self.nodes], dtype=torch.long, device=device).expand(len(ids), -1)
+        depth = torch.tensor([len(node) for node in self.nodes], dtype=torch.long, device=device)
+        positions = batch.position_ids.gather(1, batch.last[:, None]) + depth
+        return Batch(
+            torch.cat([ids, tokens], 1),
+            torch.cat([batch.attention_mask, torch.ones_like(tokens)], 1),
+            torch.cat([batch.position_ids, positions], 1),
+            batch.last,
+            batch.order,
+        )
+
+    def sees(self, mask: torch.Tensor, read: int) -> torch.Tensor:
+        """Who sees whom, bool [batch, 1, read, position], for the last `read` tokens of a batch with its trees and this mask."""
+        total, count = mask.shape[-1], len(self.nodes)
+        sees = torch.ones(total, total, dtype=torch.bool).tril()
+        descends = [[node[: len(other)] == other for other in self.nodes] for node in self.nodes]
+        sees[total - count :, total - count :] = torch.tensor(descends)
+        own = torch.eye(total, dtype=torch.bool)[-read:]  # padding sees itself: a row of nothing has no softmax
+        return (sees[-read:].to(mask.device) & mask.bool()[:, None] | own.to(mask.device))[:, None]
+
+    def fits(self, model, width: int) -> bool:
+        """Whether this model's attention takes a mask of ours, for a batch of this width with its trees."""
+        config = body_of(model).config.get_text_config()
+        window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+        takes = getattr(config, "_attn_implementation", "sdpa") in ("sdpa", "eager")
+        return takes and (not window or width <= window)
+
+    @contextmanager
+    def read_by(self, model, width: int) -> Iterator[None]:
+        """While inside, a forward of the model whose plain mask has this width reads its last tokens as the tree."""
+
+        def branch(_, args, kwargs):
+            mask = kwargs.get("attention_mask")
+            if mask is None or mask.shape[-1] != width:
+                return None  # another forward: the shared beginning
+            ids = kwargs["input_ids"] if kwargs.get("input_ids") is not None else args[0]
+            sees = self.sees(mask, ids.shape[1])
+            added = torch.zeros(sees.shape, dtype=model.dtype, device=sees.device)  # to the attention scores
+            return args, kwargs | {"attention_mask": added.masked_fill(~sees, torch.finfo(model.dtype).min)}
+
+        token = _now.set((width, len(self.nodes)))
+        handle = body_of(model).register_forward_pre_hook(branch, with_kwargs=True)
+        try:
+            yield
+        finally:
+            handle.remove()
+            _now.reset(token)
