@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .models import body_of
+from .models import body_of, sliding_window_of
 from .prompts import Batch
 
 # (width of a batch with its trees, tokens of a tree) while one is read.
@@ -61,11 +61,11 @@ class AnswerTree:
         return (sees[-read:].to(mask.device) & mask.bool()[:, None] | own.to(mask.device))[:, None]
 
     def fits(self, model, width: int) -> bool:
-        """Whether this model's attention takes a mask of ours, for a batch of this width with its trees."""
-        config = body_of(model).config.get_text_config()
-        window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+        """Whether this model takes an attention mask of ours, for a batch of this width with its trees."""
+        config, window = body_of(model).config.get_text_config(), sliding_window_of(model)
+        alone = model.config.get_text_config() is model.config  # not the text half of a model that also sees
         takes = getattr(config, "_attn_implementation", "sdpa") in ("sdpa", "eager")
-        return takes and (not window or width <= window)
+        return alone and takes and (not window or width <= window)
 
     @contextmanager
     def read_by(self, model, width: int) -> Iterator[None]:

@@ -18,7 +18,7 @@ from .models import body_of
 from .prompts import CACHE
 from .replay import replaying
 from .shared_prefix import WithPrefix, shared_prefix
-from .side_by_side import parts
+from .side_by_side import parts, rows_of
 
 
 class FreshPrefix(WithPrefix):
@@ -41,6 +41,7 @@ class FreshPrefix(WithPrefix):
             self._kept = None
 
     def _copies(self, count: int) -> DynamicCache:
+        rows_of((0, parts()), count)  # refuses what does not fall into equal parts
         kept = {} if self._kept is None else self._kept
         if parts() not in kept:
             rows = [self.prefix] * parts()  # one for each part of the batch that has edits of its own

@@ -102,14 +102,13 @@ class _CleanRun:
 
     def _from(self, layer: int, copies: int):
         """While inside, the blocks below the layer are not run: each gives what it gave before, for every copy."""
-
-        def giver(left):
-            first = left[0] if isinstance(left, tuple) else left
+        below = list(self._left[:layer])
+        if below:  # only what the last of them gives is read
+            first = below[-1][0] if isinstance(below[-1], tuple) else below[-1]
             wide = first.repeat(copies, 1, 1)
-            left = (wide, *left[1:]) if isinstance(left, tuple) else wide
-            return lambda *_, **__: left
-
-        return forward_as((block, giver(left)) for block, left in zip(self.blocks[:layer], self._left, strict=False))
+            below[-1] = (wide, *below[-1][1:]) if isinstance(below[-1], tuple) else wide
+        givers = (lambda *_, left=left, **__: left for left in below)
+        return forward_as(zip(self.blocks[:layer], givers, strict=True))
 
 
 def head_map(table: pd.DataFrame, model, column: str = "kl_harmful") -> torch.Tensor:

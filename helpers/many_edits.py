@@ -18,17 +18,19 @@ from .refusal import answers_to
 from .shared_prefix import held
 from .side_by_side import side_by_side
 
+ROWS = 96  # of a batch, at most: their logits take 0.3 GB in a model like ours
 Make = Callable[[], AbstractContextManager[Any] | None]
 
 
 def odds_of_each(meter: CostMeter, interventions: Sequence[Make], at_once: int = 5) -> np.ndarray:
     """Refusal log-odds of the meter's harmful prompts under each intervention, [intervention, prompt]: `meter.odds(one())` one by one.
 
-    interventions: functions without arguments that give a context manager, or None for the untouched model; hooks of `hooks.edit`,
-    not other weights. `at_once` of them share a batch. What takes over two seconds shows a progress bar. Raises ValueError if there is none.
+    interventions: functions without arguments that give a context manager, or None for the untouched model. They must be made of
+    `hooks.edit`, as all ablations of the course are: other weights (`orthogonalised`) would count for every row of a batch, and so
+    for the others as well. `at_once` of them share a batch, fewer where that would be over ROWS rows. What takes over two seconds shows a progress bar. Raises ValueError if there is none.
     """
     asked, odds = _prompts(meter, meter.harmful), []
-    for part in _chunks(interventions, at_once):
+    for part in _chunks(interventions, at_once, len(meter.harmful)):
         with side_by_side(part):
             odds.append(_each(meter.score.score_batch, meter, asked, len(part)))
     return torch.cat(odds).numpy()
@@ -36,10 +38,9 @@ def odds_of_each(meter: CostMeter, interventions: Sequence[Make], at_once: int =
 
 def costs_of_each(meter: CostMeter, interventions: Sequence[Make], at_once: int = 5) -> list[Cost]:
     """`meter.measure(one())` of each intervention. Arguments as for `odds_of_each`."""
-
     asked, calm = _prompts(meter, meter.harmful), _prompts(meter, meter.harmless)
     odds, now, prose = [], [], []
-    for part in _chunks(interventions, at_once):
+    for part in _chunks(interventions, at_once, max(len(meter.harmful), len(meter.harmless))):
         with side_by_side(part), held(meter.model):
             odds.append(_each(meter.score.score_batch, meter, asked, len(part)))
             now.append(_each(_first_token, meter, calm, len(part)))
@@ -54,7 +55,7 @@ def answers_of_each(
     """`refusal.generate(model, tokenizer, prompts)` under each intervention, [intervention][prompt]. Arguments as for `odds_of_each`."""
     (batch,) = token_batches(tokenizer, prompts, len(prompts))
     answers = []
-    for part in _chunks(interventions, at_once):
+    for part in _chunks(interventions, at_once, len(prompts)):
         with side_by_side(part):
             said = answers_to(model, tokenizer, batch.times(len(part)), max_new_tokens)
         for start in range(0, len(said), len(prompts)):
@@ -82,9 +83,10 @@ def _each(measure, meter: CostMeter, batch: Batch, copies: int) -> torch.Tensor:
     return ordered
 
 
-def _chunks(interventions: Sequence[Make], at_once: int) -> Iterator[list[Make]]:
+def _chunks(interventions: Sequence[Make], at_once: int, prompts: int) -> Iterator[list[Make]]:
     """So many of them at a time, under a progress bar."""
     if not len(interventions):
         raise ValueError("There is nothing to measure: give at least one intervention.")
+    at_once = max(1, min(at_once, ROWS // prompts))
     for start in tqdm(range(0, len(interventions), at_once), desc="interventions", delay=2, leave=False):
         yield list(interventions[start : start + at_once])

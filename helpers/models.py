@@ -210,6 +210,13 @@ def body_of(model: nn.Module) -> nn.Module:
     return getattr(body, "language_model", body)  # the text half of a model that also sees
 
 
+def sliding_window_of(model: nn.Module) -> int | None:
+    """How many tokens back some layers see at most; None where all see everything."""
+    config = body_of(model).config.get_text_config()
+    window = getattr(config, "sliding_window", None)
+    return window if window and getattr(config, "use_sliding_window", True) else None
+
+
 def layers_of(model: nn.Module) -> list[nn.Module]:
     """The blocks, first to last."""
     layers = list(_first(body_of(model), "layers", "h"))

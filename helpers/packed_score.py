@@ -1,6 +1,6 @@
 """The refusal score in one forward: the same log-odds, each beginning that openings share read only once (`answer_tree.py`).
 
-Used from lesson 01 on, whose controls score the same prompts a hundred times. An edit that counts in the tokens of one
+Used in all lessons, whose controls score the same prompts a hundred times. An edit that counts in the tokens of one
 forward, such as `x[:, -1]`, would take the tree's last token for the prompt's: let `erasure.edit_at` find its place.
 """
 

@@ -90,7 +90,8 @@ def generate(
     shows a progress bar.
     """
     prompts = check_prompts(prompts)
-    answers, quick = [""] * len(prompts), read_ahead(model, tokenizer, prompts, system)
+    answers, further = [""] * len(prompts), max_new_tokens + len(prefill)  # of tokens, at most
+    quick = read_ahead(model, tokenizer, prompts, system, further)
     for batch in token_batches(tokenizer, prompts, batch_size, system, prefill):
         for i, text in zip(batch.order, answers_to(model, tokenizer, batch, max_new_tokens, quick), strict=True):
             answers[i] = text
@@ -133,7 +134,7 @@ class RefusalScore:
     ) -> np.ndarray:
         """log p/(1-p) for each prompt, [prompt], where p is the probability that the answer opens as a refusal."""
         prompts = check_prompts(prompts)
-        model = read_ahead(model, tokenizer, prompts, system) or model
+        model = read_ahead(model, tokenizer, prompts, system, 8 + len(prefill)) or model
         scores = np.zeros(len(prompts))
         for batch in token_batches(tokenizer, prompts, batch_size, system, prefill):
             scores[batch.order] = self.score_batch(model, batch.to(model.device)).cpu().numpy()

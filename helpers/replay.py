@@ -16,7 +16,7 @@ from transformers import Cache
 from .hooks import forward_as
 from .models import layers_of
 from .prompts import CACHE
-from .shared_prefix import WithPrefix
+from .shared_prefix import WithPrefix, hooked
 
 
 class Replaying:
@@ -60,7 +60,7 @@ class Replaying:
     def _untouched(self) -> int:
         """How many blocks, from the lowest one up, no hook hangs on."""
         for at, block in enumerate(self._blocks):
-            if any(m._forward_hooks or m._forward_pre_hooks for m in block.modules()):
+            if hooked(block):
                 return at
         return len(self._blocks)
 

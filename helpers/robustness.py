@@ -48,7 +48,7 @@ COLUMNS = (
 def greedy(
     model, tokenizer, prompts: Sequence[str], tokens: int = 16, system=None, prefill: str = "", batch_size: int = 48
 ):
-    """Greedy answers, in the order of the prompts: as `refusal.generate`, but what all prompts begin with is read once a batch."""
+    """Greedy answers, in the order of the prompts: as `refusal.generate`, but under hooks, too, what all prompts begin with is read once a batch."""
     prompts, ends = check_prompts(prompts), end_tokens(model, tokenizer)
     fresh_model, answers = in_context(model, tokenizer, prompts, system), [""] * len(prompts)
     for batch in token_batches(tokenizer, prompts, batch_size, system, prefill):

@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from transformers import DynamicCache
 
-from .models import body_of
+from .models import body_of, sliding_window_of
 from .prompts import CACHE, Batch, chat_text, check_prompts, tokenize
 
 PROBES = ("A", "b", "7", "?")
@@ -84,7 +84,8 @@ class WithPrefix:
     def behind(self, batch: Batch) -> dict:
         """What `generate` takes beside the token ids of a batch, so that it goes on from the beginning."""
         self._check(batch.input_ids, batch.attention_mask)
-        return {"attention_mask": self._kept_columns(batch.attention_mask), CACHE: self._copies(len(batch.input_ids))}
+        kept, cache = self._kept_columns(batch.attention_mask), self._copies(len(batch.input_ids))
+        return {"attention_mask": kept, CACHE: cache, "use_cache": True}  # also where the model's config says no
 
     def _kept_columns(self, attention_mask: torch.Tensor) -> torch.Tensor:
         """The mask with the cached beginning in the first columns of every row, and then what is left of the row behind it."""
@@ -115,14 +116,28 @@ def held(model) -> AbstractContextManager:
 
 
 def hooked(model) -> bool:
-    """Whether anything hangs on the model, which may ask where in a forward it is."""
-    return any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+    """Whether anything hangs on the model, which may ask where in a forward it is. (What transformers leaves there, once attention
+    weights were asked for, only looks.)"""
+    hooks = (h for m in model.modules() for some in (m._forward_hooks, m._forward_pre_hooks) for h in some.values())
+    return any(getattr(hook, "__name__", "") != "output_capturing_hook" for hook in hooks)
 
 
-def read_ahead(model, tokenizer, prompts: Sequence[str], system: str | None = None) -> WithPrefix | None:
-    """The model with the beginning of these prompts read; None where that gains nothing, hooks are on the model, or it has been done."""
+def read_ahead(
+    model, tokenizer, prompts: Sequence[str], system: str | None = None, further: int = 8
+) -> WithPrefix | None:
+    """The model with the beginning of these prompts read, for those who read up to `further` tokens behind them.
+
+    None where that gains nothing, has been done, or would not be exact: hooks are on the model, the texts are longer than a sliding
+    window, or the model asks for a cache of another kind.
+    """
     if len(prompts) < FEWEST or not isinstance(model, torch.nn.Module) or hooked(model):
         return None
+    if getattr(getattr(model, "generation_config", None), "cache_implementation", None) not in (None, "hybrid"):
+        return None
+    if window := sliding_window_of(model):
+        longest = max(map(len, tokenize(tokenizer, chat_text(tokenizer, prompts, system))))
+        if longest + further > window:
+            return None
     prefix = shared_prefix(tokenizer, prompts, system)
     return WithPrefix(model, prefix) if len(prefix) >= SHORTEST else None
 

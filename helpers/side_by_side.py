@@ -42,6 +42,8 @@ def on_its_part(function: Function) -> Function:
         return function
 
     def on_rows(x: torch.Tensor) -> torch.Tensor | None:
+        if _part.get() != WHOLE:
+            raise ValueError("An intervention runs the model while it is made: compute what it needs beforehand.")
         rows = rows_of(part, len(x))
         new = function(x[rows])
         if new is None:
@@ -57,7 +59,8 @@ def on_its_part(function: Function) -> Function:
 
 @contextmanager
 def side_by_side(interventions: Sequence[Callable[[], AbstractContextManager[Any] | None]]) -> Iterator[None]:
-    """While inside, part i of a batch's rows runs under intervention i: each is called for its context manager here.
+    """While inside, part i of a batch's rows runs under intervention i: each is called for its context manager here, and must not run
+    the model meanwhile.
 
     Exact for whatever hangs on the model by `hooks.edit`, and finds its places by `template_places` if it does not treat all alike.
     """

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from transformers import DynamicCache
 
 from .hooks import check_site, edit, width_of
-from .models import body_of, final_norm_of, layers_of, unembedding_of
+from .models import body_of, final_norm_of, layers_of, sliding_window_of, unembedding_of
 from .prompts import CACHE, Batch
 from .refusal import RefusalScore
 
@@ -89,8 +89,8 @@ class Sweep:
         how = getattr(config, "_attn_implementation", "sdpa")
         if how not in ("sdpa", "eager"):
             raise ValueError(f"A sweep cannot mask {how!r} attention: load the model with attn_implementation='sdpa'.")
-        window, longest = getattr(config, "sliding_window", None), self.width + len(self.nodes)
-        if window and getattr(config, "use_sliding_window", True) and longest > window:
+        window, longest = sliding_window_of(self.model), self.width + len(self.nodes)
+        if window and longest > window:
             raise ValueError(
                 f"These prompts take {longest} positions, more than this model's sliding window of {window}: "
                 "give shorter prompts."

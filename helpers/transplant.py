@@ -71,8 +71,7 @@ def _answer(base, tuned, batch: Batch, chosen: torch.Tensor, max_new_tokens: int
                 caches[1] = body_of(tuned)(**there, **{CACHE: caches[1]}, use_cache=True)[CACHE]
             donors = seen["neurons"]
             if not said:  # from now on every set has a text of its own
-                donors = {layer: x.repeat(count, 1, 1) for layer, x in donors.items()}
-                caches[1].batch_select_indices(copies.to(tuned.device))
+                caches[1].batch_select_indices(copies)
         edits = [("neurons", layer, _give(x, chosen[:, layer], positions)) for layer, x in donors.items()]
         inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
         with edit(base, edits):
@@ -90,11 +89,13 @@ def _answer(base, tuned, batch: Batch, chosen: torch.Tensor, max_new_tokens: int
 
 
 def _give(donor: torch.Tensor, own: torch.Tensor, positions: torch.Tensor):
-    """An edit that puts the donor's values, [row, position, d_mlp], into each set's own neurons [set, d_mlp], position 0 excepted."""
+    """An edit that puts the donor's values, [row, position, d_mlp], into each set's own neurons [set, d_mlp], position 0 excepted.
+    A donor of fewer rows serves every set."""
 
     def function(activation: torch.Tensor) -> torch.Tensor:
         members = own.repeat_interleave(len(activation) // len(own), 0).to(activation.device)
         given = members[:, None] & (positions > 0).to(activation.device)[..., None]
-        return torch.where(given, donor.to(activation), activation)
+        wide = donor.to(activation).repeat(len(activation) // len(donor), 1, 1)
+        return torch.where(given, wide, activation)
 
     return function

@@ -157,7 +157,7 @@ as_chat = check("00.1", my_chat_text, tokenizer=tokenizer)
 # %%
 def continue_texts(texts, new_tokens=16):
     """What the model writes after texts that are given to it exactly as they are."""
-    batch = pad(tokenize(tokenizer, texts), list(range(len(texts))), tokenizer.pad_token_id)
+    batch = pad(tokenize(tokenizer, texts), list(range(len(texts))), tokenizer.pad_token_id).to(model.device)
     out = model.generate(
         input_ids=batch.input_ids, attention_mask=batch.attention_mask, max_new_tokens=new_tokens, do_sample=False
     )

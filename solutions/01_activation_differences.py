@@ -600,7 +600,7 @@ from helpers.hooks import ablate_direction, add_direction
 from helpers.many_edits import costs_of_each, odds_of_each
 from helpers.packed_score import packed
 
-refusal = packed(refusal_score_of(model, tokenizer))  # the same score, computed with fewer tokens
+refusal = packed(refusal_score_of(model, tokenizer))  # the same score, all openings in one forward
 
 
 def above(odds):
@@ -866,12 +866,13 @@ def by_place(layer, neurons, length):
 @torch.no_grad()
 def next_token(prompt, write):
     """Log-probabilities of the first answer token, [vocabulary], the loudest neurons being replaced by `write`."""
-    row = torch.tensor(tokenize(tokenizer, chat_text(tokenizer, [prompt])))
+    row = torch.tensor(tokenize(tokenizer, chat_text(tokenizer, [prompt])), device=model.device)
 
     def replace(layer, own):
         def function(activation):
             new = activation.clone()
-            new[..., own] = write(activation[..., own], by_place(layer, own, activation.shape[1]))
+            target = by_place(layer, own, activation.shape[1]).to(activation)
+            new[..., own] = write(activation[..., own], target)
             return new
 
         return function

@@ -772,9 +772,9 @@ def moved_by(prompt, disturb, seed=0):
     request[before_request:-after] = True
 
     def function(x):
-        return disturb(x[0], request, 3.0, torch.Generator().manual_seed(seed))[None]
+        return disturb(x[0].cpu(), request, 3.0, torch.Generator().manual_seed(seed))[None].to(x)
 
-    row = torch.tensor([ids])
+    row = torch.tensor([ids], device=model.device)
     intact = model(row, logits_to_keep=1).logits[0, -1].log_softmax(-1)
     with edit(model, [("resid_pre", 0, function)]):
         log_p = model(row, logits_to_keep=1).logits[0, -1].log_softmax(-1)

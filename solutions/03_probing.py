@@ -655,7 +655,7 @@ gentle = replaying(CostMeter(model, tokenizer, calmly, calmly, quick=True))
 def push(site_stream, place):
     """The mean difference of a place, added there before the middle layer."""
     delta = mean_difference_probe(site_stream[[middle], :n], labels)[0][0]
-    return edit_at(model, [("resid_pre", middle, lambda x: x + delta)], place, gentle.prefix)
+    return edit_at(model, [("resid_pre", middle, lambda x: x + delta.to(x))], place, gentle.prefix)
 
 
 start = gentle.odds()

@@ -827,7 +827,7 @@ def quietly(edits):
     with template_places(model, len(monitor.tamper.prefix), 0) as now:
 
         def behind(function):
-            return lambda x: torch.where((now["place"] >= 0)[..., None], function(x), x)
+            return lambda x: torch.where((now["place"] >= 0)[..., None].to(x.device), function(x), x)
 
         with edit(model, [(site, layer, behind(function)) for site, layer, function in edits]):
             yield

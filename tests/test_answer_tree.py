@@ -3,11 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from families import CONFIGS, CharTokenizer, tiny
+import transformers as T
+from families import CONFIGS, SMALL, CharTokenizer, tiny
 
 from helpers.ablation import ablate_safety_neurons
 from helpers.answer_tree import AnswerTree, answer_columns
 from helpers.directions import next_token_log_probs
+from helpers.erasure import edit_at
 from helpers.fresh_prefix import in_context
 from helpers.hooks import ablate_direction
 from helpers.mean_ablation import TemplateMeans, mean_ablated, template_places
@@ -105,6 +107,46 @@ def test_attention_that_takes_no_mask_of_ours_is_asked_as_before(monkeypatch):
     monkeypatch.setattr(model.config, "sliding_window", None)
     monkeypatch.setattr(model.config, "_attn_implementation", "flash_attention_2")
     assert not AnswerTree.of(OPENINGS).fits(model, 12)
+
+
+def test_edits_at_one_place_as_well():
+    """An edit of the prompt's last token, and one that steers every answer token, find them in the tree."""
+    model, tokenizer, score = tiny("llama"), CharTokenizer(), RefusalScore(OPENINGS)
+    prefix = shared_prefix(tokenizer, PROMPTS)
+    push = torch.randn(dims_of(model).d_model, generator=torch.Generator().manual_seed(0))
+    for answers in (False, True):
+        edits = [("resid_pre", 1, lambda x: x + push)]
+        with edit_at(model, edits, -1, answers=answers):
+            want, got = (one.log_odds(model, tokenizer, PROMPTS) for one in (score, packed(score)))
+        with edit_at(model, edits, -1, len(prefix), answers=answers):
+            quick = packed(score).log_odds(WithPrefix(model, prefix), tokenizer, PROMPTS)
+        assert got == pytest.approx(want, abs=1e-4) and quick == pytest.approx(want, abs=1e-4)
+    assert np.abs(want - score.log_odds(model, tokenizer, PROMPTS)).max() > 1e-2
+
+
+def test_in_half_precision():
+    model, tokenizer = tiny("llama").to(torch.bfloat16), CharTokenizer()
+    want, got = (
+        one.log_odds(model, tokenizer, PROMPTS) for one in (RefusalScore(OPENINGS), packed(RefusalScore(OPENINGS)))
+    )
+    assert np.isfinite(got).all() and got == pytest.approx(want, abs=0.1)
+
+
+@torch.no_grad()
+def test_a_model_that_also_sees_is_asked_as_before():
+    torch.manual_seed(0)
+    vision = {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 28,
+    }
+    config = T.Gemma3Config(text_config={**SMALL, "head_dim": 8}, vision_config=vision, image_token_index=63)
+    model, tokenizer, score = T.Gemma3ForConditionalGeneration(config).eval(), CharTokenizer(), RefusalScore(OPENINGS)
+    assert not AnswerTree.of(OPENINGS).fits(model, 12)
+    want = naive(model, tokenizer, PROMPTS, OPENINGS)
+    assert packed(score).log_odds(model, tokenizer, PROMPTS) == pytest.approx(want, abs=1e-4)
 
 
 def test_an_interrupt_leaves_nothing_behind():

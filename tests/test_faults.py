@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -20,21 +21,25 @@ from local_git import git
 
 import course
 from helpers import texts, weights
-from helpers.ablation import ablate_safety_neurons
+from helpers.ablation import ablate_safety_neurons, heads_scaled
 from helpers.acdc import find_circuit
 from helpers.capability import box_facts
 from helpers.circuits import map_refusal_circuit
+from helpers.costs import CostMeter
 from helpers.directions import mean_differences
 from helpers.edit_costs import EditMeter
 from helpers.finetuning import examples, targeted_safety_removal
 from helpers.glassbox import glassbox_prompts, load_glassbox
+from helpers.head_ranking import rank_heads
 from helpers.hooks import read
+from helpers.many_edits import answers_of_each, costs_of_each, odds_of_each
 from helpers.mean_ablation import template_means
 from helpers.neurons import SafetyNeuronFinder
 from helpers.orthogonalise import orthogonalised
 from helpers.probing import probe_for_safety
 from helpers.refusal import generate, measure_refusal
 from helpers.tracing import CausalTracer
+from helpers.transplant import generate_with_transplants
 from helpers.twins import Twins
 from helpers.wiring import Wiring
 
@@ -42,6 +47,7 @@ ROOT = Path(__file__).resolve().parents[1]
 MODEL, TOKENIZER, TRUTH = load_glassbox("concentrated")
 PAIRS = glassbox_prompts("pairs", n=12, split="train")
 HARMFUL, HARMLESS = [p.harmful for p in PAIRS], [p.harmless for p in PAIRS]
+METER = CostMeter(MODEL, TOKENIZER, HARMFUL, HARMLESS)
 
 
 def ablated():
@@ -64,6 +70,11 @@ METHODS = {
     "ablate_safety_neurons": ablated,
     "targeted_safety_removal": lambda: targeted_safety_removal(MODEL, TRUTH, examples(TOKENIZER, HARMFUL, "sure !"), steps=2),
     "EditMeter": lambda: EditMeter(MODEL, TOKENIZER, HARMFUL, HARMLESS, box_facts(4)).measure(),
+    "odds_of_each": lambda: odds_of_each(METER, [partial(heads_scaled, MODEL, [(i, 0)]) for i in range(3)], 2),
+    "costs_of_each": lambda: costs_of_each(METER, [partial(heads_scaled, MODEL, [(i, 0)]) for i in range(3)], 2),
+    "answers_of_each": lambda: answers_of_each(MODEL, TOKENIZER, HARMFUL, [partial(heads_scaled, MODEL, [(2, 0)])] * 2, 4),
+    "generate_with_transplants": lambda: generate_with_transplants(MODEL, MODEL, TOKENIZER, HARMFUL, [[(2, 3)], []], 4),
+    "rank_heads": lambda: rank_heads(MODEL, TOKENIZER, HARMFUL, HARMLESS, [(2, 1), (3, 1)]),
     "orthogonalised": lambda: orthogonalised(MODEL, torch.nn.functional.normalize(TRUTH.direction, dim=0)),
 }  # fmt: skip
 

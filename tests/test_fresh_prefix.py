@@ -11,7 +11,7 @@ from helpers.fresh_prefix import FreshPrefix, fresh
 from helpers.glassbox import glassbox_prompts, load_glassbox
 from helpers.hooks import ablate_direction, add_direction
 from helpers.refusal import RefusalScore
-from helpers.shared_prefix import WithPrefix
+from helpers.shared_prefix import WithPrefix, held
 
 PROMPTS = ["hello", "why not", "abcdef ghi"]
 
@@ -75,3 +75,36 @@ def test_answers_that_go_on_from_a_beginning_are_those_of_whole_prompts(family):
     with add_direction(model, torch.ones(model.config.hidden_size), 0):  # hooks may ask where they are
         assert refusal.read_ahead(model, tokenizer, prompts) is None
     assert refusal.read_ahead(model, tokenizer, prompts[:3]) is None
+
+
+def test_a_beginning_is_not_read_apart_where_that_would_not_be_exact(monkeypatch):
+    tokenizer, prompts = Reader(), ["hello", "why not", "abcdef ghi", "a", "more of it"]
+    model = tiny("mistral")
+    longest = max(map(len, tokenizer([tokenizer.apply_chat_template([{"content": p}]) for p in prompts])["input_ids"]))
+    for window, ahead in ((longest + 4, False), (longest + 5, True)):
+        monkeypatch.setattr(model.config, "sliding_window", window)
+        assert (refusal.read_ahead(model, tokenizer, prompts, further=5) is not None) == ahead
+    model = tiny("llama")
+    want = refusal.generate(model, tokenizer, prompts, 5)
+    monkeypatch.setattr(model.generation_config, "use_cache", False)  # as some fine-tuned models have it
+    assert refusal.generate(model, tokenizer, prompts, 5) == want
+    monkeypatch.setattr(model.generation_config, "cache_implementation", "static")
+    assert refusal.read_ahead(model, tokenizer, prompts) is None
+    model(input_ids=torch.tensor([[1, 2, 3]]), output_attentions=True)  # transformers leaves hooks, which only look
+    monkeypatch.setattr(model.generation_config, "cache_implementation", None)
+    assert refusal.read_ahead(model, tokenizer, prompts) is not None
+
+
+def test_a_beginning_that_is_held_is_read_once_and_given_back(monkeypatch):
+    model, tokenizer, read = tiny("llama"), CharTokenizer(), []
+    meter = fresh(CostMeter(model, tokenizer, PROMPTS, PROMPTS[:2], score=RefusalScore(((3, 4),))), replay=False)
+    model.register_forward_pre_hook(lambda _, args, kwargs: read.append(kwargs["input_ids"].shape), with_kwargs=True)
+    with held(meter.model):
+        meter.odds(), meter.odds()
+    assert read.count((1, len(meter.model.prefix))) == 1
+    with pytest.raises(KeyboardInterrupt), held(meter.model):
+        meter.odds()
+        raise KeyboardInterrupt
+    read.clear()
+    meter.odds(), meter.odds()
+    assert read.count((1, len(meter.model.prefix))) == 2  # anew each time, under the edits of the moment

@@ -108,6 +108,7 @@ def test_answers(box):
         lambda: ablate_direction(model, truth.direction / truth.direction.norm()),
     ]
     found = answers_of_each(model, tokenizer, harmful, makers, 6, at_once=2)
+    assert found == answers_of_each(model, tokenizer, harmful, makers, 6)
     assert all(map(is_refusal, found[0])) and not any(map(is_refusal, found[1]))
     for said, make in zip(found, makers, strict=True):
         with make() or nullcontext():
@@ -136,6 +137,12 @@ def test_bad_input_gets_one_sentence_and_leaves_nothing_behind(box):
     two = [lambda: mean_ablated(model, [(0, 1)], means)] * 2
     with pytest.raises(ValueError, match="3 rows do not fall into 2 equal parts"), side_by_side(two):
         model(**batch.inputs())
+    works = [
+        lambda: mean_ablated(model, [(0, 1)], means),
+        lambda: heads_scaled(model, [(meter.odds() > 0).astype(int)[:2]]),
+    ]
+    with pytest.raises(ValueError, match="runs the model while it is made"):
+        odds_of_each(meter, works)
     with pytest.raises(KeyboardInterrupt), side_by_side(two):
         raise KeyboardInterrupt
     assert untouched(model)

@@ -14,11 +14,14 @@ from naive_twins import PAIRS, TOKENS
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from helpers.circuit_weights import Circuit, parameters_in, weight_masks
+from helpers.fresh_prefix import in_context
 from helpers.glassbox_truth import Node
 from helpers.hooks import SITES, ablate_direction, record, width_of
 from helpers.models import body_of, dims_of, layers_of
 from helpers.node_effects import attribute_nodes, patch_nodes
+from helpers.packed_score import packed
 from helpers.processes import over_processes
+from helpers.refusal import RefusalScore
 from helpers.replay import Replaying
 from helpers.twins import Twins
 
@@ -50,7 +53,12 @@ def test_a_model_spread_by_accelerate_gives_the_same_and_keeps_its_own_forward(f
             cut = twins.odds()
         with twins.remembering():
             kept = twins.odds("harmful", [("neurons", 1, lambda x: 0 * x)])
-        return [twins.odds(), cut, kept, attribute_nodes(twins, 2).heads.numpy(), patch_nodes(twins, nodes)]
+        score = packed(RefusalScore(((5, 6), (5, 7, 8), (9, 3))))
+        four = ["hello", "why not", "abcdef ghi", "a"]
+        scored = [
+            score.log_odds(one, CharTokenizer(), four) for one in (model, in_context(model, CharTokenizer(), four))
+        ]
+        return [twins.odds(), cut, kept, attribute_nodes(twins, 2).heads.numpy(), patch_nodes(twins, nodes), *scored]
 
     model = spread(tiny(family))
     forwards = [vars(layer).get("forward") for layer in layers_of(model)]

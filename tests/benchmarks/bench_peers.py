@@ -1,7 +1,7 @@
 """Eight pieces of the course's work, done by its helpers and by what a learner would otherwise use, in one run.
 
     python course.py bench                     in an environment of its own, with the peers pinned
-    python -m tests.benchmarks.bench_peers     here; peers that are not installed are left out (--rounds, --every, --out FOLDER)
+    python -m tests.benchmarks.bench_peers     here; peers that are not installed are left out (--rounds, --every, --only, --out)
 
 Against: one forward for each prompt and layer (or patch), as in a plain loop; the same batched, with plain transformers;
 TransformerLens; nnsight; and the *floor*: what the arithmetic asks for, counted in token-layers, at the speed of a plain
@@ -17,6 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import matplotlib
@@ -28,12 +29,14 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from helpers.costs import CostMeter
 from helpers.figures import figure
+from helpers.fresh_prefix import fresh
 from helpers.hooks import ablate_direction, record
+from helpers.many_edits import odds_of_each
 from helpers.models import dims_of, load_model
 from helpers.neurons import SafetyNeuronFinder
 from helpers.node_effects import attribute_nodes
-from helpers.packed_score import packed
 from helpers.probing import held_out_decisions, read_at, topic_folds
 from helpers.prompts import Batch, chat_text, load_pairs, pad, pad_token_id, tokenize
 from helpers.refusal import refusal_score_of
@@ -195,11 +198,9 @@ def direction_task(work: Work, forward: int, count: int = 8) -> Task:
         return np.stack([work.odds(peer.cut(d)).numpy() for d in directions[::every]])
 
     def ours():
-        score, found = packed(work.score), []
-        for d in directions:
-            with ablate_direction(work.model, d):
-                found.append(score.log_odds(work.model, work.tokenizer, [p.harmful for p in work.pairs]))
-        return np.stack(found)
+        asked = [p.harmful for p in work.pairs]
+        meter = fresh(CostMeter(work.model, work.tokenizer, asked, asked[:1], score=work.score), replay=False)
+        return odds_of_each(meter, [partial(ablate_direction, work.model, d) for d in directions], at_once=2)
 
     return Task(
         "direction ablation",
@@ -282,8 +283,8 @@ def one_round(work: Work, task: Task, ways: list[Plain], every: int, speed: floa
     return row
 
 
-def main(name: str, pairs: int, rounds: int, every: int, out: Path | None) -> pd.DataFrame:
-    """The table of medians, one row a task; written and drawn if `out` is given."""
+def main(name: str, pairs: int, rounds: int, every: int, out: Path | None, only: str = "") -> pd.DataFrame:
+    """The table of medians, one row a task whose name holds `only`; written and drawn if `out` is given."""
     work = prepare(name, pairs)
     width = work.clean.input_ids.shape[1]
     print(
@@ -291,13 +292,14 @@ def main(name: str, pairs: int, rounds: int, every: int, out: Path | None) -> pd
     )
     for_both = {"neurons of all layers", "probe of all layers"}
     ways = {batch: peers_for(work, getattr(work, batch)) for batch in ("clean", "both")}
-    plain = ways["both"][0]
-    rows = []
+    plain, rows = ways["both"][0], []
+    if not any(only in task.name for task in tasks_of(work)):
+        raise SystemExit(f"No task has {only!r} in its name: {', '.join(task.name for task in tasks_of(work))}.")
     with torch.no_grad():
         plain.forward()
         for turn in range(rounds):
             speed = timed(plain.forward)[0] / (dims_of(work.model).n_layers * width * len(work.prompts))
-            for task in tasks_of(work):
+            for task in (one for one in tasks_of(work) if only in one.name):
                 row = one_round(work, task, ways["both" if task.name in for_both else "clean"], every, speed)
                 rows.append({"task": task.name, "round": turn, **row})
                 print(
@@ -354,6 +356,7 @@ if __name__ == "__main__":
     parser.add_argument("--pairs", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--every", type=int, default=10)
+    parser.add_argument("--only", default="", help="tasks whose name holds this")
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
-    main(given.model, given.pairs, given.rounds, given.every, given.out)
+    main(given.model, given.pairs, given.rounds, given.every, given.out, given.only)
