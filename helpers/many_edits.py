@@ -1,6 +1,6 @@
 """What many interventions do, several to a batch: a control's draws, or a map of tries. Used in lessons 01, 03, 05, 06.
 
-Each figure is what `CostMeter` gives for one intervention after the other, in half the time or less (`side_by_side.py`).
+Each figure is what `CostMeter` gives for one intervention after the other, sooner (`side_by_side.py`).
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -621,7 +621,7 @@ meter = fresh(
 differences = (stream["harmful"] - stream["harmless"]).mean(0)  # [layer, d_model]
 calm_meter = fresh(CostMeter(model, tokenizer, meter.harmless[:4], meter.harmless[:1]))
 clean, layers = meter.measure(), range(8, dims_of(model).n_layers - 5, 2)
-# Several interventions share a batch, each on a copy of the prompts: the same figures in half the time.
+# Several interventions share a batch, each on a copy of the prompts: the same figures, sooner.
 by_layer = costs_of_each(meter, [partial(ablate_direction, model, unit(differences[layer])) for layer in layers])
 induced = odds_of_each(calm_meter, [partial(add_direction, model, differences[layer], layer) for layer in layers])
 real_candidates = pd.DataFrame(

@@ -598,7 +598,7 @@ measured["LEACE before every layer"] = cost_at_last.measure(
     erase(model, "resid_pre", everywhere, prefix=cost_at_last.prefix)
 )
 controls = covariance_directions(stream[middle, : n // 2], 20)
-# Several to a batch, each on a copy of the prompts: the same figures in less time.
+# Several to a batch, each on a copy of the prompts: the same figures, sooner.
 control_odds = odds_of_each(control_meter, [partial(ablation_of, model, r, first) for r in controls], 4).mean(1)
 on_those = odds_of_each(control_meter, [partial(ablation_of, model, r, first) for r in found.values()]).mean(1)
 on_those = dict(zip(found, on_those, strict=True))
