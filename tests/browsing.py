@@ -88,21 +88,21 @@ def run_all(page, until: str, wait: int = SECONDS) -> None:
 
     for last_try in (False, True):
         menu(page, "Run", "runmenu:run-all")
-        try:  # on a busy machine a kernel just begun may drop what it is given: run it again, as a person would
+        try:  # on a busy machine a kernel just begun may drop cells, or widgets, that it is given: run again, as a person would
             page.wait_for_function(
                 "[...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].some(p => /\\[[*\\d]/.test(p.textContent))",
                 timeout=SECONDS / 3,
             )
+            page.wait_for_function(
+                "/\\[\\d+\\]/.test([...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].at(-1).textContent)",
+                timeout=wait,
+            )
+            page.wait_for_selector(IDLE)
+            page.wait_for_selector(f".course-quiz :text({until!r})", timeout=SECONDS / 3)
             break
         except TimeoutError:
             if last_try:
                 raise
-    page.wait_for_function(
-        "/\\[\\d+\\]/.test([...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].at(-1).textContent)",
-        timeout=wait,
-    )
-    page.wait_for_selector(IDLE)
-    page.wait_for_selector(f".course-quiz :text({until!r})")
 
 
 def restart_kernel(page) -> None:
