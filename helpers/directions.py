@@ -18,7 +18,7 @@ import torch
 
 from .hooks import ablate_direction, add_direction, read
 from .models import layers_of
-from .prompts import LAST, check_prompts, token_batches
+from .prompts import LAST, Batch, check_prompts, token_batches
 from .refusal import RefusalScore
 
 MAX_KL = 0.1  # nats; Arditi et al. 2024, section 2.3 and appendix C
@@ -68,14 +68,17 @@ def reading_vector(harmful: torch.Tensor, harmless: torch.Tensor, seed: int = 0)
     return unit(component * torch.sign((difference @ component).mean()))
 
 
+def first_token_log_probs(model, batch: Batch) -> torch.Tensor:
+    """Log-probabilities of the first answer token, [batch, vocabulary], of a batch padded at the left."""
+    return model(**batch.inputs(), logits_to_keep=LAST).logits[:, -1].float().log_softmax(-1)
+
+
 @torch.inference_mode()
 def next_token_log_probs(model, tokenizer, prompts: Sequence[str], batch_size: int = 32) -> torch.Tensor:
     """Log-probabilities of the first answer token, [prompt, vocabulary], in the order of the prompts."""
     rows: list[torch.Tensor | None] = [None] * len(prompts)
     for batch in token_batches(tokenizer, prompts, batch_size):
-        batch = batch.to(model.device)
-        logits = model(**batch.inputs(), logits_to_keep=LAST).logits[:, -1].float().log_softmax(-1).cpu()
-        for i, row in zip(batch.order, logits, strict=True):
+        for i, row in zip(batch.order, first_token_log_probs(model, batch.to(model.device)).cpu(), strict=True):
             rows[i] = row
     return torch.stack(rows)
 

@@ -13,12 +13,12 @@ import pandas as pd
 import torch
 
 from .ablation import heads_by_layer, heads_scaled
-from .directions import kl_divergence
+from .directions import first_token_log_probs, kl_divergence
 from .hooks import forward_as
 from .mean_ablation import Place
 from .models import dims_of, layers_of
 from .packed_score import packed
-from .prompts import LAST, Batch, check_prompts, token_batches
+from .prompts import Batch, check_prompts, token_batches
 from .refusal import RefusalScore, refusal_score_of
 from .shared_prefix import WithPrefix, shared_prefix
 from .side_by_side import side_by_side
@@ -48,19 +48,18 @@ def rank_heads(
     heads = heads_by_layer(model, every if heads is None else heads)
     prefix = shared_prefix(tokenizer, [*harmful, *harmless])
     quick = WithPrefix(model, prefix) if prefix else model
-    n, rows = len(harmful), []
+    n, count, rows = len(harmful), sum(map(len, heads.values())), []
     runs = [_CleanRun(model, quick, batch) for batch in token_batches(tokenizer, [*harmful, *harmless])]
-    for layer, own in heads.items():
-        for start in range(0, len(own), AT_ONCE):
-            part = own[start : start + AT_ONCE]
-            moved = torch.empty(len(part), n + len(harmless))
-            with side_by_side([partial(heads_scaled, model, [(layer, head)]) for head in part]):
-                for run in runs:
-                    moved[:, run.batch.order] = run.moved(layer, len(part))
-            for head, row in zip(part, moved, strict=True):
-                rows.append((layer, head, float(row[:n].mean()), float(row[n:].mean()), float("nan")))
-                if each:
-                    each(len(rows), sum(map(len, heads.values())))
+    parts = [(layer, own[i : i + AT_ONCE]) for layer, own in heads.items() for i in range(0, len(own), AT_ONCE)]
+    for layer, part in parts:
+        moved = torch.empty(len(part), n + len(harmless))
+        with side_by_side([partial(heads_scaled, model, [(layer, head)]) for head in part]):
+            for run in runs:
+                moved[:, run.batch.order] = run.moved(layer, len(part))
+        for head, row in zip(part, moved, strict=True):
+            rows.append((layer, head, float(row[:n].mean()), float(row[n:].mean()), float("nan")))
+            if each:
+                each(len(rows), count)
     table = pd.DataFrame(rows, columns=COLUMNS).sort_values("kl_harmful", ascending=False, ignore_index=True)
     score = packed(score or refusal_score_of(model, tokenizer))
     before = score.log_odds(quick, tokenizer, harmful).mean()
@@ -86,13 +85,7 @@ class _CleanRun:
 
     def _read(self, copies: int = 1) -> torch.Tensor:
         """Log-probabilities of the first answer token, [copy after copy of the batch, vocabulary], on the CPU."""
-        return (
-            self.quick(**self.batch.times(copies).inputs(), logits_to_keep=LAST)
-            .logits[:, -1]
-            .float()
-            .log_softmax(-1)
-            .cpu()
-        )
+        return first_token_log_probs(self.quick, self.batch.times(copies)).cpu()
 
     @torch.inference_mode()
     def moved(self, layer: int, copies: int) -> torch.Tensor:

@@ -13,6 +13,7 @@ also after an error or an interrupted cell. A *site* names a place in each layer
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 
@@ -69,21 +70,21 @@ def _changed(function: Edit, activation: torch.Tensor) -> torch.Tensor:
     return new.to(activation.dtype)
 
 
-def _hang(module: torch.nn.Module, side: str, function: Edit):
+def _hang(module: torch.nn.Module, side: str, function: Callable[[torch.Tensor], torch.Tensor]):
     """Register one hook; returns its handle. A block's and an attention's output may be the first of a tuple."""
     if side == "input":
 
         def before(_, args, kwargs):
             if args:
-                return (_changed(function, args[0]), *args[1:]), kwargs
-            return args, {**kwargs, "hidden_states": _changed(function, kwargs["hidden_states"])}
+                return (function(args[0]), *args[1:]), kwargs
+            return args, {**kwargs, "hidden_states": function(kwargs["hidden_states"])}
 
         return module.register_forward_pre_hook(before, with_kwargs=True)
 
     def after(_, args, output):
         if isinstance(output, tuple):
-            return (_changed(function, output[0]), *output[1:])
-        return _changed(function, output)
+            return (function(output[0]), *output[1:])
+        return function(output)
 
     return module.register_forward_hook(after)
 
@@ -102,7 +103,7 @@ def edit(model, edits: Iterable[tuple[str, int, Edit]]) -> Iterator[None]:
     try:
         for site, layer, function in edits:
             module_of, side = _PLACES[site]
-            handles.append(_hang(module_of(layers[layer]), side, on_its_part(function)))
+            handles.append(_hang(module_of(layers[layer]), side, on_its_part(partial(_changed, function))))
         yield
     finally:
         for handle in handles:

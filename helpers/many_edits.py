@@ -12,8 +12,8 @@ import torch
 from tqdm import tqdm
 
 from .costs import Cost, CostMeter
-from .directions import kl_divergence
-from .prompts import LAST, Batch, token_batches
+from .directions import first_token_log_probs, kl_divergence
+from .prompts import Batch, token_batches
 from .refusal import answers_to
 from .shared_prefix import held
 from .side_by_side import side_by_side
@@ -27,7 +27,8 @@ def odds_of_each(meter: CostMeter, interventions: Sequence[Make], at_once: int =
 
     interventions: functions without arguments that give a context manager, or None for the untouched model. They must be made of
     `hooks.edit`, as all ablations of the course are: other weights (`orthogonalised`) would count for every row of a batch, and so
-    for the others as well. `at_once` of them share a batch, fewer where that would be over ROWS rows. What takes over two seconds shows a progress bar. Raises ValueError if there is none.
+    for the others as well. `at_once` of them share a batch, fewer where that would be over ROWS rows. What takes over two seconds
+    shows a progress bar. Raises ValueError if there is none.
     """
     asked, odds = _prompts(meter, meter.harmful), []
     for part in _chunks(interventions, at_once, len(meter.harmful)):
@@ -43,7 +44,7 @@ def costs_of_each(meter: CostMeter, interventions: Sequence[Make], at_once: int 
     for part in _chunks(interventions, at_once, max(len(meter.harmful), len(meter.harmless))):
         with side_by_side(part), held(meter.model):
             odds.append(_each(meter.score.score_batch, meter, asked, len(part)))
-            now.append(_each(_first_token, meter, calm, len(part)))
+            now.append(_each(first_token_log_probs, meter, calm, len(part)))
             prose += meter.perplexities(len(part))
     odds, kl = torch.cat(odds).numpy(), kl_divergence(meter.clean, torch.cat(now)).mean(-1).tolist()
     return [Cost(row, row > meter.score.threshold, *rest) for row, *rest in zip(odds, kl, prose, strict=True)]
@@ -62,11 +63,6 @@ def answers_of_each(
             own = dict(zip(batch.order, said[start : start + len(prompts)], strict=True))
             answers.append([own[i] for i in range(len(prompts))])
     return answers
-
-
-def _first_token(model, batch: Batch) -> torch.Tensor:
-    """Log-probabilities of the first answer token, [row, vocabulary]."""
-    return model(**batch.inputs(), logits_to_keep=LAST).logits[:, -1].float().log_softmax(-1)
 
 
 def _prompts(meter: CostMeter, prompts: Sequence[str]) -> Batch:

@@ -118,9 +118,9 @@ def template_means(
 def template_places(model, prefix: int, depth: int, sink: bool = False) -> Iterator[dict[str, torch.Tensor]]:
     """While inside, `now["place"]` says where in the template each token of the running forward stands.
 
-    It is [batch, position], on the CPU (under `side_by_side` its part of the rows): the distance from the prompt's end, at most `depth`; depth + 1 in the answer
-    (a forward on a cache longer than `prefix`, or the tree of `answer_tree`); -1 for tokens to be left alone: padding, the first `prefix` tokens,
-    and position 0, the attention sink, unless sink=True asks for it.
+    It is [batch, position], on the CPU (under `side_by_side` its part of the rows): the distance from the prompt's end, at most
+    `depth`; depth + 1 in the answer (a forward on a cache longer than `prefix`, or the tree of `answer_tree`); -1 for tokens to be
+    left alone: padding, the first `prefix` tokens, and position 0, the attention sink, unless sink=True asks for it.
     """
     now: dict[str, torch.Tensor] = {}
     part = current_part()

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 
 from .answer_tree import AnswerTree
-from .prompts import LAST, Batch, check_prompts, token_batches
+from .directions import first_token_log_probs
+from .prompts import Batch, check_prompts, token_batches
 from .refusal import RefusalScore
 from .shared_prefix import read_ahead
 
@@ -43,8 +44,7 @@ class PackedScore(RefusalScore):
         whole = tree.behind(batch)
         width, count = whole.input_ids.shape[1], len(tree.nodes)
         if not tree.fits(bare, width):
-            first = model(**batch.inputs(), logits_to_keep=LAST).logits[:, -1].float().log_softmax(-1)
-            return super().score_batch(model, batch), first
+            return super().score_batch(model, batch), first_token_log_probs(model, batch)
         with tree.read_by(bare, width):
             out = model(**whole.inputs(), use_cache=True, logits_to_keep=torch.arange(-count - 1, 0))
         log_probs = out.logits.float().log_softmax(-1)  # [batch, the prompt's last token and the tree, vocabulary]

@@ -83,15 +83,16 @@ def generate(
     system: str | None = None,
     prefill: str = "",
     batch_size: int = 32,
+    quick: WithPrefix | None = None,
 ) -> list[str]:
     """Greedy answers, in the order of the prompts. With a prefill, what follows it (the prefill is not repeated).
 
-    A model without hooks reads the beginning that the prompts share once for all (`shared_prefix.py`). What takes over two seconds
-    shows a progress bar.
+    A model without hooks reads the beginning that the prompts share once for all (`shared_prefix.py`). quick: the same model, which
+    reads it in a way of its own. What takes over two seconds shows a progress bar.
     """
     prompts = check_prompts(prompts)
     answers, further = [""] * len(prompts), max_new_tokens + len(prefill)  # of tokens, at most
-    quick = read_ahead(model, tokenizer, prompts, system, further)
+    quick = quick or read_ahead(model, tokenizer, prompts, system, further)
     for batch in token_batches(tokenizer, prompts, batch_size, system, prefill):
         for i, text in zip(batch.order, answers_to(model, tokenizer, batch, max_new_tokens, quick), strict=True):
             answers[i] = text

@@ -17,7 +17,6 @@ The attacks themselves are in `attacks.py`, `weight_attacks.py`, `attack_fitting
 
 import copy
 from collections.abc import Callable, Iterable, Sequence
-from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
@@ -28,8 +27,9 @@ from .attacks import Attack, attacks_on, no_attack  # noqa: F401 (part of this m
 from .costs import CostMeter
 from .fresh_prefix import fresh, in_context
 from .packed_score import packed
-from .prompts import CACHE, LAST, check_prompts, token_batches
-from .refusal import classify_answer, end_tokens, refusal_score_of
+from .prompts import check_prompts
+from .refusal import classify_answer, generate, refusal_score_of
+from .shared_prefix import WithPrefix
 from .statistics import mean_interval
 
 SHIPPED = Path(__file__).parent / "data" / "robustness" / "attacks.csv"
@@ -48,29 +48,12 @@ COLUMNS = (
 def greedy(
     model, tokenizer, prompts: Sequence[str], tokens: int = 16, system=None, prefill: str = "", batch_size: int = 48
 ):
-    """Greedy answers, in the order of the prompts: as `refusal.generate`, but under hooks, too, what all prompts begin with is read once a batch."""
-    prompts, ends = check_prompts(prompts), end_tokens(model, tokenizer)
-    fresh_model, answers = in_context(model, tokenizer, prompts, system), [""] * len(prompts)
-    for batch in token_batches(tokenizer, prompts, batch_size, system, prefill):
-        batch = batch.to(model.device)
-        out = fresh_model(**batch.inputs(), use_cache=True, logits_to_keep=LAST)
-        mask, position, said = batch.attention_mask, batch.position_ids[:, -1:], []
-        for step in range(tokens):
-            said.append(out.logits[:, -1].argmax(-1, keepdim=True))
-            if step + 1 == tokens:
-                break
-            mask, position = torch.cat([mask, torch.ones_like(said[-1])], -1), position + 1
-            out = fresh_model(
-                input_ids=said[-1],
-                attention_mask=mask,
-                position_ids=position,
-                **{CACHE: out[CACHE]},
-                use_cache=True,
-            )
-        rows = [list(takewhile(lambda token: token not in ends, ids)) for ids in torch.cat(said, -1).tolist()]
-        for i, text in zip(batch.order, tokenizer.batch_decode(rows, skip_special_tokens=True), strict=True):
-            answers[i] = text.strip()
-    return answers
+    """Greedy answers, in the order of the prompts: as `refusal.generate`, but under hooks, too, what all prompts begin with is read
+    once a batch."""
+    prompts = check_prompts(prompts)
+    fresh_model = in_context(model, tokenizer, prompts, system)
+    quick = fresh_model if isinstance(fresh_model, WithPrefix) else None
+    return generate(model, tokenizer, prompts, tokens, system, prefill, batch_size, quick)
 
 
 class Bench:

@@ -85,7 +85,8 @@ class WithPrefix:
         """What `generate` takes beside the token ids of a batch, so that it goes on from the beginning."""
         self._check(batch.input_ids, batch.attention_mask)
         kept, cache = self._kept_columns(batch.attention_mask), self._copies(len(batch.input_ids))
-        return {"attention_mask": kept, CACHE: cache, "use_cache": True}  # also where the model's config says no
+        # Also where the model's own config says no, or asks for a cache of another kind.
+        return {"attention_mask": kept, CACHE: cache, "use_cache": True, "cache_implementation": None}
 
     def _kept_columns(self, attention_mask: torch.Tensor) -> torch.Tensor:
         """The mask with the cached beginning in the first columns of every row, and then what is left of the row behind it."""

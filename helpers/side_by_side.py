@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-Function = Callable[[torch.Tensor], torch.Tensor | None]
+Function = Callable[[torch.Tensor], torch.Tensor]
 WHOLE = (0, 1)
 _part: ContextVar[tuple[int, int]] = ContextVar("part", default=WHOLE)  # which part of the rows, of how many
 _parts: ContextVar[int] = ContextVar("parts", default=1)
@@ -36,22 +36,20 @@ def current_part() -> tuple[int, int]:
 
 
 def on_its_part(function: Function) -> Function:
-    """The function, of an activation [batch, ...], on the rows of the current part alone."""
+    """The function, from an activation [batch, ...] to one of its shape and dtype, on the rows of the current part alone."""
     part = _part.get()
     if part == WHOLE:
         return function
 
-    def on_rows(x: torch.Tensor) -> torch.Tensor | None:
+    def on_rows(x: torch.Tensor) -> torch.Tensor:
         if _part.get() != WHOLE:
             raise ValueError("An intervention runs the model while it is made: compute what it needs beforehand.")
         rows = rows_of(part, len(x))
-        new = function(x[rows])
-        if new is None:
-            return None
-        if not isinstance(new, torch.Tensor) or new.shape != x[rows].shape:
-            return new  # `edit` says what is wrong with it
+        own = x[rows]
+        if (new := function(own)) is own:
+            return x
         whole = x.clone()
-        whole[rows] = new.to(x.dtype)
+        whole[rows] = new
         return whole
 
     return on_rows

@@ -19,6 +19,7 @@ import torch
 from tqdm import tqdm
 from transformers import DynamicCache
 
+from .answer_tree import MASKABLE, AnswerTree
 from .hooks import check_site, edit, width_of
 from .models import body_of, final_norm_of, layers_of, sliding_window_of, unembedding_of
 from .prompts import CACHE, Batch
@@ -75,9 +76,11 @@ class Sweep:
         self.model, self.score, self.max_tokens = model, score, max_tokens
         self.batch = batch = batch.to(model.device)
         self.layers, self.width, self.count = layers_of(model), batch.input_ids.shape[1], len(batch.input_ids)
-        self.nodes = sorted({o[:i] for o in score.openings for i in range(1, len(o))}, key=lambda n: (len(n), n))
+        self.tree = AnswerTree.of(score.openings)
+        self.nodes = self.tree.nodes
         self._check()
-        self._allowed, self._masks = self._mask(), {}
+        self._whole = self.tree.behind(batch)
+        self._allowed, self._masks = self.tree.sees(self._whole.attention_mask), {}
         self._run_prompts(noise)
         self._run_tree()
         self.clean = self._read(self.ends)[0]
@@ -87,7 +90,7 @@ class Sweep:
     def _check(self) -> None:
         config = body_of(self.model).config.get_text_config()
         how = getattr(config, "_attn_implementation", "sdpa")
-        if how not in ("sdpa", "eager"):
+        if how not in MASKABLE:
             raise ValueError(f"A sweep cannot mask {how!r} attention: load the model with attn_implementation='sdpa'.")
         window, longest = sliding_window_of(self.model), self.width + len(self.nodes)
         if window and longest > window:
@@ -96,25 +99,11 @@ class Sweep:
                 "give shorter prompts."
             )
 
-    def _mask(self) -> torch.Tensor:
-        """Who sees whom, bool [prompt, position, position]: earlier real tokens; in the tree, its own ancestors."""
-        total, real = self.width + len(self.nodes), self.batch.attention_mask.bool()
-        sees = torch.ones(total, total, dtype=torch.bool, device=real.device).tril()
-        for i, node in enumerate(self.nodes):
-            for j, other in enumerate(self.nodes[:i]):
-                sees[self.width + i, self.width + j] = node[: len(other)] == other
-        keys = torch.cat([real, real.new_ones(self.count, len(self.nodes))], 1)
-        return sees & keys[:, None]
-
     def _run_prompts(self, noise: torch.Tensor | None) -> None:
         """Run prompts and tree once as a plain text, and keep what every block was given.
 
         The prompts' part is right; of the tree's, only what does not depend on other tokens (embeddings, positions).
         """
-        device = self.batch.input_ids.device
-        tree = torch.tensor([node[-1] for node in self.nodes], dtype=torch.long, device=device).expand(self.count, -1)
-        depth = torch.tensor([len(node) for node in self.nodes], dtype=torch.long, device=device)
-        last = self.batch.position_ids.gather(1, self.batch.last[:, None])
         self._given: list[dict] = []
         cache = DynamicCache()
 
@@ -124,13 +113,7 @@ class Sweep:
         with edit(self.model, [] if noise is None else [("resid_pre", 0, disturb)]):
             handles = [layer.register_forward_pre_hook(self._keep, with_kwargs=True) for layer in self.layers]
             try:
-                body_of(self.model)(
-                    input_ids=torch.cat([self.batch.input_ids, tree], 1),
-                    attention_mask=torch.cat([self.batch.attention_mask, torch.ones_like(tree)], 1),
-                    position_ids=torch.cat([self.batch.position_ids, last + depth], 1),
-                    **{CACHE: cache},
-                    use_cache=True,
-                )
+                body_of(self.model)(**self._whole.inputs(), **{CACHE: cache}, use_cache=True)
             finally:
                 for handle in handles:
                     handle.remove()

@@ -81,7 +81,7 @@ def test_the_tree_and_its_places():
     assert tree.nodes == ((5,), (7,), (20,), (5, 12), (20, 21), (5, 12, 4), (20, 21, 22), (20, 21, 22, 23))
     (batch,) = token_batches(tokenizer, PROMPTS)
     whole = tree.behind(batch)
-    sees = tree.sees(whole.attention_mask, whole.input_ids.shape[1])[:, 0, -8:]
+    sees = tree.sees(whole.attention_mask)[:, -8:]
     real = batch.attention_mask.bool()
     assert (sees[..., :-8] == real[:, None]).all()
     assert sees[0, 5, -8:].tolist() == [True, False, False, True, False, True, False, False]  # (5, 12, 4)
