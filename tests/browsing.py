@@ -15,9 +15,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 OFFLINE = "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1"
-IDLE = ".jp-Notebook-ExecutionIndicator[data-status=idle]"
-CONNECTED = """async name => (await (await fetch('/api/sessions')).json()).some(session =>
-    session.path === name && session.kernel.connections > 0 && session.kernel.execution_state === 'idle')"""
+IDLE = "#jp-main-statusbar :text('| Idle')"  # of the kernel, as the page knows it: cells sent before are dropped without a word
 SECONDS = 90_000  # how long a step may take, in ms: the machine may be busy
 
 
@@ -65,13 +63,6 @@ def wait_for(address: str, server: subprocess.Popen, log: Path) -> None:
 def opened(view, address: str, name: str, cells: int):
     """The page with a notebook opened, its kernel idle, and all its cells there."""
     view.goto(f"{address}/lab/tree/{name}?reset")
-    from playwright.sync_api import TimeoutError
-
-    try:  # the indicator says idle even before there is a kernel
-        view.wait_for_function(CONNECTED, arg=name, polling=300, timeout=SECONDS / 3)
-    except TimeoutError:  # on a busy machine a page may miss its kernel's start: reload, as a person would
-        view.reload()
-        view.wait_for_function(CONNECTED, arg=name, polling=300)
     view.wait_for_selector(IDLE)
     view.wait_for_function(f"document.querySelectorAll('.jp-Notebook .jp-Cell').length === {cells}")
     return view
@@ -84,25 +75,13 @@ def menu(page, name: str, command: str) -> None:
 
 def run_all(page, until: str, wait: int = SECONDS) -> None:
     """Run All, until a quiz with these words has come and the kernel is idle. wait: for the last cell, in ms."""
-    from playwright.sync_api import TimeoutError
-
-    for last_try in (False, True):
-        menu(page, "Run", "runmenu:run-all")
-        try:  # on a busy machine a kernel just begun may drop cells, or widgets, that it is given: run again, as a person would
-            page.wait_for_function(
-                "[...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].some(p => /\\[[*\\d]/.test(p.textContent))",
-                timeout=SECONDS / 3,
-            )
-            page.wait_for_function(
-                "/\\[\\d+\\]/.test([...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].at(-1).textContent)",
-                timeout=wait,
-            )
-            page.wait_for_selector(IDLE)
-            page.wait_for_selector(f".course-quiz :text({until!r})", timeout=SECONDS / 3)
-            break
-        except TimeoutError:
-            if last_try:
-                raise
+    menu(page, "Run", "runmenu:run-all")
+    page.wait_for_function(
+        "/\\[\\d+\\]/.test([...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].at(-1).textContent)",
+        timeout=wait,
+    )
+    page.wait_for_selector(IDLE)
+    page.wait_for_selector(f".course-quiz :text({until!r})")
 
 
 def restart_kernel(page) -> None:

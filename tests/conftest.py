@@ -56,10 +56,6 @@ def view(browser, tmp_path):
     """An empty page; what the browser complains about is collected in `view.complaints`."""
     view = browser.new_page(viewport={"width": 1200, "height": 1600})
     view.set_default_timeout(SECONDS)
-    # On a busy machine JupyterLab may ask which kernel to take, in the way of everything: take the one it offers. It may ask
-    # twice, one dialog on top of the other: so there is no waiting for the first to be gone.
-    offered = view.locator(".jp-Dialog:has-text('Select Kernel') button.jp-mod-accept")
-    view.add_locator_handler(offered, lambda button: button.click(), no_wait_after=True)
     view.complaints = []
     view.on("console", lambda message: message.type == "error" and view.complaints.append(message.text))
     view.on("pageerror", lambda error: view.complaints.append(str(error)))

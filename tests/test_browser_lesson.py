@@ -88,7 +88,12 @@ def test_the_capstone_from_run_all_to_a_kernel_restart(view, lab, tmp_path):
 
 def test_a_slider_changes_the_picture_and_its_words_by_keyboard(view, lab, tmp_path):
     address, folder = lab
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(DRAWN)])
+    kernel = {
+        "name": "python3",
+        "display_name": "Python 3 (ipykernel)",
+        "language": "python",
+    }  # or the page asks for one
+    notebook = nbformat.v4.new_notebook(metadata={"kernelspec": kernel}, cells=[nbformat.v4.new_code_cell(DRAWN)])
     nbformat.write(notebook, folder / "slider.ipynb")
     page = opened(view, address, "slider.ipynb", 1)
     page.locator(".jp-CodeCell .cm-content").click()
