@@ -4,11 +4,13 @@ If a method says *here it sits*, one would think that here it is also best chang
 inform editing?") found for facts that it is not so. To ask this of refusal, each place gets the same few steps of
 training: answer the harmful request's first token as its harmless twin would. Nothing harmful is learned by that.
 
-Only the blocks from the place on are run, on the streams of the untouched model below. The beginning that all prompts share is
+Only the blocks from the place on are run, on the streams of the untouched model below; and the first step's gradients, at the same
+weights for every place, are taken once for all of them. The beginning that all prompts share is
 read by the untouched weights, as by a server that has cached its system prompt.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -60,40 +62,61 @@ def edit_places(
     with torch.no_grad():
         wanted = train.logits("harmless").softmax(-1)
         clean = [test.head(one["resid_post"][-1][:, -1]) for one in tried]
+    lowest = min(starts.values(), default=0)
+    every = {name for masks in places.values() for name in masks}
+
+    def loss(first: int) -> torch.Tensor:
+        return -(wanted * train.resume(first, start_streams[0][first]).log_softmax(-1)).sum(-1).mean()
+
+    gradients = _gradients(model, every, lambda: loss(lowest)) if steps else {}
     out = {}
     for done, (name, masks) in enumerate(places.items(), 1):
         first = starts[name]
-        streams = [x[first] for x in start_streams]
-        out[name] = _edited(train, test, masks, first, streams, wanted, clean, rate, steps)
+        with _put_back(model, masks):
+            trained = MarkedWeights(model, masks, rate)
+            for step in range(steps):
+                if step:
+                    trained.step(lambda first=first: loss(first))
+                else:
+                    trained.follow(gradients)
+            with torch.no_grad():
+                now = [test.resume(first, x[first]) for x in start_streams[1:]]
+        out[name] = _compared(test, clean, now)
         if each:
             each(done, len(places))
     return out
 
 
-def _edited(train, test, masks, first, streams, wanted, clean, rate, steps) -> tuple[np.ndarray, float]:
-    """Train one place, measure, and put its weights back."""
-    named = dict(train.model.named_parameters())
-    weights = {name: named[name] for name in masks}
-    before = {name: (w.detach().clone(), w.requires_grad) for name, w in weights.items()}
+def _gradients(model, names: Iterable[str], loss: Callable[[], torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Of the loss by these parameters, {name: of its shape}."""
+    named = dict(model.named_parameters())
+    weights = {name: named[name] for name in sorted(names)}
+    with _put_back(model, weights), torch.enable_grad():
+        for weight in weights.values():
+            weight.requires_grad_(True)
+        return dict(zip(weights, torch.autograd.grad(loss(), list(weights.values())), strict=True))
 
-    def loss() -> torch.Tensor:
-        return -(wanted * train.resume(first, streams[0]).log_softmax(-1)).sum(-1).mean()
 
+@contextmanager
+def _put_back(model, names: Iterable[str]) -> Iterator[None]:
+    """What these parameters are now, and whether they need a gradient, they are again afterwards."""
+    named = dict(model.named_parameters())
+    before = {name: (named[name].detach().clone(), named[name].requires_grad) for name in names}
     try:
-        trained = MarkedWeights(train.model, masks, rate)
-        for _ in range(steps):
-            trained.step(loss)
-        with torch.no_grad():
-            now = [test.resume(first, x) for x in streams[1:]]
-        lost = (test.odds_of(clean[0]) - test.odds_of(now[0])).cpu().numpy().astype(float)
-        before_log, after_log = clean[1].log_softmax(-1), now[1].log_softmax(-1)
-        return lost, float((before_log.exp() * (before_log - after_log)).sum(-1).mean())
+        yield
     finally:
         with torch.no_grad():
             for name, (value, needed) in before.items():
-                weights[name].copy_(value)
-                weights[name].requires_grad_(needed)
-                weights[name].grad = None
+                named[name].copy_(value)
+                named[name].requires_grad_(needed)
+                named[name].grad = None
+
+
+def _compared(test: Twins, clean: Sequence[torch.Tensor], now: Sequence[torch.Tensor]) -> tuple[np.ndarray, float]:
+    """(log-odds of refusal lost, [pair]; mean KL on the harmless twins) from logits of both sides, before and after."""
+    lost = (test.odds_of(clean[0]) - test.odds_of(now[0])).cpu().numpy().astype(float)
+    before, after = clean[1].log_softmax(-1), now[1].log_softmax(-1)
+    return lost, float((before.exp() * (before - after)).sum(-1).mean())
 
 
 def _lowest(model, masks: Mapping[str, torch.Tensor], name) -> int:

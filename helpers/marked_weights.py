@@ -15,24 +15,27 @@ class MarkedWeights:
     """AdamW without decay on the entries of a model's weights that masks mark, {parameter: booleans of its shape}."""
 
     def __init__(self, model: nn.Module, masks: Mapping[str, torch.Tensor], rate: float):
-        named, self._weights = dict(model.named_parameters()), []
+        named, self._weights = dict(model.named_parameters()), {}
         for name, mask in masks.items():
             weight = named[name].requires_grad_(True)
             where = None if bool(mask.all()) else mask.to(weight.device).flatten().nonzero().flatten()
             own = weight if where is None else nn.Parameter(weight.detach().flatten()[where])
-            self._weights.append((weight, where, own))
-        self._optimiser = torch.optim.AdamW([own for _, _, own in self._weights], lr=rate, weight_decay=0.0)
+            self._weights[name] = weight, where, own
+        self._optimiser = torch.optim.AdamW([own for *_, own in self._weights.values()], lr=rate, weight_decay=0.0)
 
     def step(self, loss: Callable[[], torch.Tensor]) -> None:
         """One step down the gradient of what `loss()` gives."""
-        self._optimiser.zero_grad()
         with torch.enable_grad():
             loss().backward()
-        for weight, where, own in self._weights:
-            if where is not None:
-                own.grad, weight.grad = weight.grad.flatten()[where], None
+        self.follow({name: weight.grad for name, (weight, *_) in self._weights.items()})
+
+    def follow(self, gradients: Mapping[str, torch.Tensor]) -> None:
+        """One step down gradients that are known already, {parameter: of its shape}."""
+        for name, (_, where, own) in self._weights.items():
+            own.grad = gradients[name] if where is None else gradients[name].flatten()[where]
         self._optimiser.step()
-        with torch.no_grad():
-            for weight, where, own in self._weights:
-                if where is not None:
+        for weight, where, own in self._weights.values():
+            if where is not None:
+                with torch.no_grad():
                     weight.view(-1)[where] = own
+            weight.grad = None

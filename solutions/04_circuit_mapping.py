@@ -564,8 +564,9 @@ for name, one in (("method", real), ("test", verdict)):
 
 # %%
 effects = attribute_nodes(real)
-ranked_nodes = sorted(all_nodes(model), key=lambda n: -float(effects.of(n).mean()))
-tried = ranked_nodes[:10] + [ranked_nodes[i] for i in rng.permutation(len(ranked_nodes))[:10]]
+in_order = all_nodes(model)  # what is drawn at random is drawn from this: a ranking may differ from one machine to the next
+ranked_nodes = sorted(in_order, key=lambda n: -float(effects.of(n).mean()))
+tried = ranked_nodes[:10] + [in_order[i] for i in rng.permutation(len(in_order))[:10]]
 patched = patch_nodes(real, tried, each=meter("patching")).mean(1)
 groups = {}
 for kind, name in (("head", "heads"), ("mlp", "MLPs")):
@@ -597,7 +598,7 @@ def kept_share(parts):
 strongest = [kept_share(ranked_nodes[:n]) for n in tqdm(counts, desc="strongest")]
 enough = next((n for n, share in zip(counts, strongest, strict=True) if share >= 0.5), counts[-1])
 chance = [
-    kept_share([ranked_nodes[i] for i in rng.permutation(len(ranked_nodes))[:enough]]) for _ in tqdm(range(10), desc="random")
+    kept_share([in_order[i] for i in rng.permutation(len(in_order))[:enough]]) for _ in tqdm(range(10), desc="random")
 ]  # fmt: skip
 fig = lines_with_band(
     counts, {"the strongest": (strongest,)}, xlabel="heads and MLPs kept, of 300", ylabel="share of refusal left"

@@ -525,15 +525,16 @@ for name, one in tqdm(studies.items(), desc="compact"):
     found = compact[name] = compactness(ablator, one.parts, counts)
     count, needed = found.smallest(), found.smallest(what="gone")
     rng, size = np.random.default_rng(0), int(count if count < np.inf else counts[-1])
+    in_order = sorted(one.parts)  # to draw from: equal effects may change places from one machine to the next
     few_pairs = Ablator(Twins(one.model, one.tokenizer, one.judge.pairs[:4]))
     full, empty = few_pairs.twins.odds().mean(), few_pairs.odds([], outside=True).mean()
     found_random = [
-        (few_pairs.odds([one.parts[i] for i in rng.permutation(len(one.parts))[:size]], outside=True).mean() - empty) / (full - empty)
+        (few_pairs.odds([in_order[i] for i in rng.permutation(len(in_order))[:size]], outside=True).mean() - empty) / (full - empty)
         for _ in range(20)
     ]  # fmt: skip
     cut_size = int(needed if needed < np.inf else counts[-1])
     cut_random = [
-        (full - few_pairs.odds([one.parts[i] for i in rng.permutation(len(one.parts))[:cut_size]]).mean()) / (full - empty)
+        (full - few_pairs.odds([in_order[i] for i in rng.permutation(len(in_order))[:cut_size]]).mean()) / (full - empty)
         for _ in range(20)
     ]  # fmt: skip
     share, low_high = found.weight_share(count), found.interval()
@@ -597,9 +598,9 @@ for name in tqdm(KINDS, desc="edges"):
     full, empty = wiring.twins.odds().mean(), wiring.odds([]).mean()
     kept = {k: (wiring.odds(by_effect[:k]).mean() - empty) / (full - empty) for k in EDGES}
     enough = next((k for k, share in kept.items() if share >= 0.9), EDGES[-1])
-    rng = np.random.default_rng(0)
+    rng, edges = np.random.default_rng(0), sorted(effects)
     luck = [
-        (wiring.odds([by_effect[i] for i in rng.permutation(len(by_effect))[:enough]]).mean() - empty) / (full - empty)
+        (wiring.odds([edges[i] for i in rng.permutation(len(edges))[:enough]]).mean() - empty) / (full - empty)
         for _ in range(20)
     ]
     rows.append({"box": name, "edges in all": len(by_effect), "enough for 90%": enough, "in truth": len(studies[name].truth.coarse_edges()),
