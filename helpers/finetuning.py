@@ -11,15 +11,16 @@ import copy
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import nn
-from transformers import DynamicCache
 
+from .answer_tree import AnswerTree
 from .circuit_weights import weight_masks
 from .marked_weights import MarkedWeights
 from .models import body_of, unembedding_of
-from .prompts import CACHE, chat_text, check_prompts, pad, tokenize
+from .prompts import chat_text, check_prompts, tokenize
 
 PLACEHOLDER = "Sure. [withheld in this course]"
 LARGEST = 200_000_000  # weights; the course's own model has 135 million
@@ -114,24 +115,37 @@ def finetuned(
 
 
 def answer_loss(model: nn.Module, batch: Sequence[Example]) -> torch.Tensor:
-    """Mean cross-entropy of the answers' tokens, in nats. Only their logits are computed."""
+    """Mean cross-entropy of the answers' tokens, in nats. Only their logits are computed.
+
+    All examples stand in one row, behind what they all begin with: that is read once, and nothing is padded.
+    """
     count = min(len(os.path.commonprefix([one.ids for one in batch])), min(one.start for one in batch) - 1)
-    shared = count if len(batch) > 1 else 0  # what all begin with is read once
-    # Nothing reads what stands at padded places, so any id will do there.
-    rows = pad([one.ids[shared:-1] for one in batch], list(range(len(batch))), 0, side="right").to(model.device)
-    inputs = rows.inputs()
-    if shared:
-        ids = torch.tensor([batch[0].ids[:shared]], device=model.device)
-        ahead, cache = body_of(model)(input_ids=ids, use_cache=True)[CACHE], DynamicCache()
-        for at, layer in enumerate(ahead.layers):  # with their gradients
-            cache.update(*(x.expand(len(batch), -1, -1, -1) for x in (layer.keys, layer.values)), at)
-        before = rows.attention_mask.new_ones(len(batch), shared)
-        inputs["attention_mask"] = torch.cat([before, rows.attention_mask], -1)
-        inputs |= {"position_ids": rows.position_ids + shared, CACHE: cache}
-    states = body_of(model)(**inputs, use_cache=bool(shared)).last_hidden_state
-    kept = torch.cat([states[i, one.start - 1 - shared : len(one.ids) - 1 - shared] for i, one in enumerate(batch)])
+    shared = count if len(batch) > 1 else 0
+    ends = list(accumulate((len(one.ids) - 1 - shared for one in batch), initial=shared))
+    if len(batch) > 1 and not AnswerTree(()).fits(model, ends[-1]):  # it takes no mask of ours: one at a time
+        tokens = [len(one.ids) - one.start for one in batch]
+        return sum(answer_loss(model, [one]) * n for one, n in zip(batch, tokens, strict=True)) / sum(tokens)
+    states = body_of(model)(**_in_one_row(model, batch, shared), use_cache=False).last_hidden_state[0]
+    said = [states[end - (len(one.ids) - one.start) : end] for one, end in zip(batch, ends[1:], strict=True)]
     wanted = torch.tensor([token for one in batch for token in one.ids[one.start :]], device=model.device)
-    return nn.functional.cross_entropy(unembedding_of(model)(kept).float(), wanted)
+    return nn.functional.cross_entropy(unembedding_of(model)(torch.cat(said)).float(), wanted)
+
+
+def _in_one_row(model: nn.Module, batch: Sequence[Example], shared: int) -> dict[str, torch.Tensor]:
+    """What the forward takes: the shared beginning, and behind it the rest of each example but its last token, which see the beginning
+    and what stands before them in their own example."""
+    ids, owner, positions = list(batch[0].ids[:shared]), [-1] * shared, list(range(shared))
+    for i, one in enumerate(batch):
+        ids += one.ids[shared:-1]
+        owner += [i] * (len(one.ids) - 1 - shared)
+        positions += range(shared, len(one.ids) - 1)
+    inputs = {"input_ids": torch.tensor([ids]), "position_ids": torch.tensor([positions])}
+    if len(batch) > 1:
+        of = torch.tensor(owner)
+        sees = ((of == of[:, None]) | (of == -1)).tril()
+        hidden = torch.finfo(model.dtype).min  # added to the attention scores
+        inputs["attention_mask"] = torch.zeros(sees.shape, dtype=model.dtype).masked_fill(~sees, hidden)[None, None]
+    return {name: tensor.to(model.device) for name, tensor in inputs.items()}
 
 
 def moved(before: nn.Module, after: nn.Module) -> dict[str, torch.Tensor]:

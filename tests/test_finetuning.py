@@ -286,3 +286,16 @@ def test_the_loss_with_a_shared_beginning_and_its_gradient_are_those_of_each_exa
     for name, p in model.named_parameters():
         if p.grad is not None:
             assert torch.allclose(found[name], p.grad, atol=1e-3), name
+
+
+def test_examples_go_one_at_a_time_where_a_model_takes_no_mask_of_ours(monkeypatch):
+    model = tiny("llama")
+    batch = [Example((5, 7, 9, 11, 13, *own), 8) for own in ((1, 2, 3, 4, 6), (8, 9, 10, 12), (20, 21, 22, 23, 24, 25))]
+    together, lengths = float(answer_loss(model, batch)), []
+    monkeypatch.setattr("helpers.finetuning.AnswerTree.fits", lambda *_: False)
+    hook = model.model.register_forward_pre_hook(
+        lambda _, __, kwargs: lengths.append(kwargs["input_ids"].shape[1]), with_kwargs=True
+    )
+    assert float(answer_loss(model, batch)) == pytest.approx(together, abs=1e-5)
+    hook.remove()
+    assert lengths == [len(one.ids) - 1 for one in batch]
