@@ -11,6 +11,8 @@ import nbformat
 import pytest
 from browsing import SECONDS, opened, restart_kernel, run_all, running_lab
 
+from tools.lesson_source import KERNEL
+
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 ROOT = Path(__file__).resolve().parents[1]
 LESSON = ROOT / "lessons" / "08_capstone.ipynb"
@@ -88,12 +90,8 @@ def test_the_capstone_from_run_all_to_a_kernel_restart(view, lab, tmp_path):
 
 def test_a_slider_changes_the_picture_and_its_words_by_keyboard(view, lab, tmp_path):
     address, folder = lab
-    kernel = {
-        "name": "python3",
-        "display_name": "Python 3 (ipykernel)",
-        "language": "python",
-    }  # or the page asks for one
-    notebook = nbformat.v4.new_notebook(metadata={"kernelspec": kernel}, cells=[nbformat.v4.new_code_cell(DRAWN)])
+    # with a kernel named, or the page asks for one
+    notebook = nbformat.v4.new_notebook(metadata={"kernelspec": KERNEL}, cells=[nbformat.v4.new_code_cell(DRAWN)])
     nbformat.write(notebook, folder / "slider.ipynb")
     page = opened(view, address, "slider.ipynb", 1)
     page.locator(".jp-CodeCell .cm-content").click()
